@@ -1,0 +1,1 @@
+"""What all training shares: loader, loop, optimizers, checkpoints."""

@@ -1,0 +1,1 @@
+"""Mergeable metric states: `empty`, `update`, `merge`, `compute`."""

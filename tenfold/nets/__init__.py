@@ -1,0 +1,1 @@
+"""Networks: the ResNet trunk and what is put on it."""

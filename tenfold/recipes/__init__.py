@@ -1,0 +1,1 @@
+"""Every number of the paper exactly once, as typed configuration."""

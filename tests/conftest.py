@@ -1,0 +1,1 @@
+"""Fixtures shared by all tests: a real MinIO server, real photographs."""
