@@ -53,7 +53,7 @@ class Benchmark:
 def run(bench: Benchmark, rounds: int, note: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Run all sides interleaved, `rounds` times after one uncounted round; order reverses every round.
 
-    Returns a JSON-ready dictionary: `sides` (metric -> median, min, max), `ratios` (value from the paired rounds' median,
+    Returns a JSON-ready dictionary: `sides` (metric -> median, min, max), `ratios` (of the paired rounds: median,
     min, max, aim, met), `limits`.
     """
     seen: dict[str, list[Values]] = {name: [] for name in bench.sides}

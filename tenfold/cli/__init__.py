@@ -35,6 +35,9 @@ def root(
     """What would ten times the data buy? From a pile of images to an answer with error bars."""
 
 
+# Verbs register here, one line an area.
+
+
 def main() -> None:
     """Entry point: errors meant for people are printed without a traceback, and exit codes mean something."""
     try:
