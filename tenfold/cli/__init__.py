@@ -11,6 +11,7 @@ import sys
 import typer
 
 from tenfold import __version__
+from tenfold.cli.corpus import corpus_app
 from tenfold.errors import TenfoldError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ def root(
 
 
 # Verbs register here, one line an area.
+app.add_typer(corpus_app, name="corpus")
 
 
 def main() -> None:
