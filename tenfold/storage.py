@@ -46,7 +46,7 @@ def filesystem(uri: str) -> fsspec.AbstractFileSystem:
     """The fsspec file system that serves `uri`."""
     if not is_s3(uri):
         return fsspec.filesystem("file")
-    return fsspec.filesystem("s3", endpoint_url=endpoint())
+    return fsspec.filesystem("s3", client_kwargs={"endpoint_url": endpoint()}, use_listings_cache=False)
 
 
 def lance_options(uri: str) -> dict[str, str]:

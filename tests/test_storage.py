@@ -1,12 +1,28 @@
 """Storage against files and a real MinIO server."""
 
-from conftest import PASSWORD, USER, MinioServer
-from minio import Minio
+import pytest
+from conftest import MinioServer
+
+from tenfold import storage
 
 
-def test_minio_restarts_with_its_data(minio: MinioServer) -> None:
-    client = Minio(minio.endpoint.removeprefix("http://"), USER, PASSWORD, secure=False)
-    assert client.bucket_exists(minio.bucket)
+@pytest.fixture(params=["file", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path, minio: MinioServer) -> str:
+    return str(tmp_path) if request.param == "file" else minio.root
+
+
+def test_bytes_come_back(root: str) -> None:
+    uri = storage.join(root, "a", "b.bin")
+    storage.write_bytes(uri, b"123")
+    assert storage.read_bytes(uri) == b"123"
+    assert storage.exists(uri)
+    assert storage.list_files(root) == ["a/b.bin"]
+    storage.remove(root)
+    assert storage.list_files(root) == []
+
+
+def test_data_survive_a_restart_of_the_server(minio: MinioServer) -> None:
+    storage.write_bytes(minio.uri("kept"), b"123")
     minio.stop()
     minio.start()
-    assert client.bucket_exists(minio.bucket)
+    assert storage.read_bytes(minio.uri("kept")) == b"123"
