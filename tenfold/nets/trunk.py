@@ -1,0 +1,262 @@
+"""The trunk: a residual network cut into the named stages conv1 to conv5, without its classifier (T-01, T-04).
+
+ResNet-50, -101 and -152 are torchvision's own layers; `small` (see small.py) is for images of 32 to 64 px. All four
+have the same five stages, so whatever is put on a trunk (head, detector, segmenter) works on each of them.
+
+Stages of the ResNets at 299 px: conv1 64 x 150², conv2 256 x 75², conv3 512 x 38², conv4 1,024 x 19², conv5 2,048 x 10².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torchvision.models import resnet as torchvision_resnet
+
+from tenfold.errors import InputError
+from tenfold.nets import small
+
+Stage = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
+STAGES: tuple[Stage, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5")
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+
+
+class TrunkConfig(BaseModel):
+    """Which trunk, and how it strides.
+
+    Attributes:
+        name: the network.
+        output_stride: input pixels a step of conv5; stages that would go beyond it keep their resolution and dilate
+            instead, so that the receptive field stays (DeepLab's 8, detection's 16). None: the network's own
+            (32; 16 for `small`).
+        stage_strides: stride of single stages, above output_stride: `{"conv5": 1}` keeps conv5 at the resolution of
+            conv4 **without** dilation. 1 or 2, of conv2 to conv5.
+        width: multiplies the channels inside the bottlenecks, as torchvision's wide ResNets do; of `small`, all channels.
+        zero_init_residual: the last batch norm of each block starts at 0, so that a block starts as the identity.
+        batch_norm_momentum: torch's convention: share of the new batch in the running statistics (TF's 0.9 is 0.1 here).
+        batch_norm_epsilon: added to the variance.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["resnet50", "resnet101", "resnet152", "small"] = "resnet50"
+    output_stride: Literal[8, 16, 32] | None = None
+    stage_strides: dict[Stage, Literal[1, 2]] = {}
+    width: float = Field(default=1.0, gt=0, le=16)
+    zero_init_residual: bool = True
+    batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
+    batch_norm_epsilon: float = Field(default=1e-5, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrunkConfig:
+        if "conv1" in self.stage_strides:
+            raise ValueError("stage_strides: conv1 has a fixed stride; give strides of conv2 to conv5")
+        if self.name == "small" and self.output_stride == 32:
+            raise ValueError("output_stride: `small` goes down to 16; leave it out, or set 8 or 16")
+        return self
+
+
+class Trunk(nn.Module):
+    """Five stages from images to features.
+
+    Weights are random after construction (He normal, fan out; seed torch before); `load` takes a checkpoint.
+
+    Attributes:
+        config: what it was built from.
+        stages: nn.ModuleDict conv1 to conv5, in order.
+        channels: stage -> channels of its output.
+        strides: stage -> input pixels a step of its output.
+        out_channels: channels of conv5.
+    """
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stages = nn.ModuleDict(_resnet(config) if config.name in BLOCKS else small.stages(config.width))
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum, module.eps = config.batch_norm_momentum, config.batch_norm_epsilon
+        self.channels = {stage: _out_channels(self.stages[stage]) for stage in STAGES}
+        self.out_channels = self.channels["conv5"]
+        self.strides = self._set_strides()
+        self._initialise()
+        self._frozen: tuple[Stage, ...] = ()
+
+    def forward(self, x: Tensor, upto: Stage = "conv5") -> Tensor:
+        """Features of stage `upto`: float [b, 3, H, W] in [-1, 1] -> [b, channels[upto], H / stride, W / stride]."""
+        for name, stage in self.stages.items():
+            x = stage(x)
+            if name == upto:
+                return x
+        raise InputError(f"upto: no stage {upto!r} in the trunk", f"name one of {', '.join(STAGES)}")
+
+    def features(self, x: Tensor, stages: Iterable[Stage] = STAGES) -> dict[Stage, Tensor]:
+        """Features of several stages from one pass, which ends at the deepest of them."""
+        wanted = set(stages)
+        if unknown := wanted - set(STAGES):
+            raise InputError(f"stages: no stage {sorted(unknown)[0]!r} in the trunk", f"name any of {', '.join(STAGES)}")
+        found: dict[Stage, Tensor] = {}
+        for name in STAGES:
+            if len(found) == len(wanted):
+                break
+            x = self.stages[name](x)
+            if name in wanted:
+                found[name] = x
+        return found
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The representation that heads and probes see: conv5 averaged over the image, [b, out_channels]."""
+        return cast(Tensor, self(x).mean(dim=(2, 3)))
+
+    def freeze(self, below: Stage | None) -> None:
+        """Freeze every stage before `below` (E-07: `conv5`): no gradients, and batch norm keeps its running statistics.
+
+        None thaws everything. Batch norm statistics are the trap: without that a "frozen" trunk goes on drifting in
+        train mode though no weight gets a gradient.
+        """
+        if below is not None and below not in STAGES:
+            raise InputError(f"freeze: no stage {below!r} in the trunk", f"name one of {', '.join(STAGES)}")
+        self._frozen = STAGES[: STAGES.index(below)] if below else ()
+        for name in STAGES:
+            self.stages[name].requires_grad_(name not in self._frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Set training mode, except in frozen stages, which stay in evaluation mode."""
+        super().train(mode)
+        for name in getattr(self, "_frozen", ()):
+            self.stages[name].eval()
+        return self
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights from a state dict: a Trunk's, torchvision's (`layer1…`, `fc` is left out), or a DDP-wrapped one's.
+
+        Raises InputError naming the first tensor that is missing, left over or of another shape.
+        """
+        renamed = {new: value for old, value in state.items() if (new := _our_name(old)) is not None}
+        mine = self.state_dict()
+        counters = {name for name in mine if name.endswith("num_batches_tracked")}  # old checkpoints have none
+        missing = sorted(set(mine) - set(renamed) - counters)
+        extra = sorted(set(renamed) - set(mine))
+        shapes = [name for name in mine if name in renamed and renamed[name].shape != mine[name].shape]
+        for what, names in (("lacks", missing), ("has an unknown tensor", extra), ("has another shape of", shapes)):
+            if names:
+                raise InputError(
+                    f"checkpoint {what} {names[0]} (and {len(names) - 1} more): it is not one of {self.config.name}",
+                    "check trunk.name and trunk.width against the checkpoint",
+                )
+        self.load_state_dict(renamed, strict=False)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if self.config.zero_init_residual and isinstance(module, torchvision_resnet.Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+            elif self.config.zero_init_residual and isinstance(module, torchvision_resnet.BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def _set_strides(self) -> dict[Stage, int]:
+        """Apply output_stride and stage_strides to the convolutions; returns the stride of every stage."""
+        limit, total, dilation = self.config.output_stride or 32, 1, 1
+        strides: dict[Stage, int] = {}
+        for name in STAGES:
+            stage = self.stages[name]
+            stride = own = _stride(stage)
+            before = dilation
+            if name in self.config.stage_strides:
+                stride = self.config.stage_strides[name]
+            elif total * own > limit:
+                stride, dilation = 1, dilation * own
+            if (stride, dilation) != (own, 1):
+                _restride(name, stage, stride, before, dilation)
+            total *= stride
+            strides[name] = total
+        return strides
+
+
+def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [b, 3, H, W] -> float in [-1, 1] per channel, channels last, on the images' device (T-03)."""
+    if images.dtype != torch.uint8:
+        raise InputError(f"normalise takes uint8 images, not {images.dtype}", "pass the loader's images as they are")
+    floats = images.to(dtype=dtype, memory_format=torch.channels_last)
+    return floats.mul_(2 / 255).sub_(1)
+
+
+def _resnet(config: TrunkConfig) -> dict[str, nn.Module]:
+    net: Any = torchvision_resnet.ResNet(
+        torchvision_resnet.Bottleneck, list(BLOCKS[config.name]), num_classes=1, width_per_group=int(64 * config.width)
+    )
+    return {
+        "conv1": nn.Sequential(net.conv1, net.bn1, net.relu),
+        "conv2": nn.Sequential(net.maxpool, net.layer1),
+        "conv3": net.layer2,
+        "conv4": net.layer3,
+        "conv5": net.layer4,
+    }
+
+
+def _blocks(stage: nn.Module) -> list[Any]:
+    kinds = (torchvision_resnet.Bottleneck, torchvision_resnet.BasicBlock)
+    return [module for module in stage.modules() if isinstance(module, kinds)]
+
+
+def _stride(stage: nn.Module) -> int:
+    """Stride of a stage as built: of its pooling, its plain convolutions and its first block."""
+    stride = 1
+    for module in stage.modules():
+        if isinstance(module, nn.MaxPool2d | small.SpaceToDepth):
+            stride *= int(module.stride)
+    blocks = _blocks(stage)
+    if blocks:
+        return stride * int(blocks[0].stride)
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            stride *= int(module.stride[0])
+    return stride
+
+
+def _restride(name: Stage, stage: nn.Module, stride: int, before: int, dilation: int) -> None:
+    """Set stride and dilation of a stage; as in torchvision the first block still has the dilation of the stage before."""
+    for module in stage.modules():
+        if isinstance(module, nn.MaxPool2d):
+            module.stride, stride = stride, 1
+    for index, block in enumerate(_blocks(stage)):
+        bottleneck = isinstance(block, torchvision_resnet.Bottleneck)
+        spatial = [block.conv2] if bottleneck else [block.conv1, block.conv2]
+        for conv in spatial:
+            conv.dilation = conv.padding = (before if index == 0 else dilation,) * 2
+        if index == 0:
+            spatial[0].stride = (stride, stride)
+            block.stride = stride
+            if block.downsample is not None:
+                small.set_stride(block.downsample, stride)
+            elif stride != 1:
+                raise InputError(
+                    f"stage_strides: {name} cannot have stride {stride}, it has no projection", "use 1 for this stage"
+                )
+
+
+def _out_channels(stage: nn.Module) -> int:
+    channels = [module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    blocks = _blocks(stage)
+    if not blocks:
+        return channels[-1]
+    last = blocks[-1]
+    return int((last.bn3 if isinstance(last, torchvision_resnet.Bottleneck) else last.bn2).num_features)
+
+
+def _our_name(name: str) -> str | None:
+    """Our name of a tensor of a Trunk, of torchvision's ResNet, or of either inside wrappers; None for a classifier."""
+    for prefix in ("module.", "_orig_mod.", "trunk."):
+        name = name.removeprefix(prefix)
+    head, _, rest = name.partition(".")
+    if head == "fc":
+        return None
+    torchvision = {"conv1": "conv1.0", "bn1": "conv1.1", "layer1": "conv2.1", "layer2": "conv3", "layer3": "conv4"}
+    torchvision["layer4"] = "conv5"
+    return f"stages.{torchvision[head]}.{rest}" if head in torchvision else name
