@@ -223,9 +223,9 @@ class Corpus:
             classes: new classes, where they changed.
             recipe, inputs, facts: for the manifest; this state's digest is always among the inputs.
         """
-        table = self.images
+        # A handle of its own: Lance moves the handle it writes through, and this state has to stay as it is.
+        table = dataset(storage.join(self.uri, "images.lance"), self.manifest.facts["images_version"])
         if table.version != table.latest_version:  # an interrupted rewrite, or a step from an older state
-            table = dataset(table.uri, table.version)
             table.restore()
         first = next(table.scanner(columns=read, limit=1).to_batches())
         produced = change(first).schema.names
@@ -249,7 +249,8 @@ class Corpus:
             classes=classes if classes is not None else self.classes,
             recipe=recipe or {},
             inputs=[self.digest, *(inputs or [])],
-            facts={"salt": self.manifest.facts["salt"], **(facts or {})},
+            # `closed`: labels hold their ancestors (hierarchy.close); a step that breaks this passes closed=None.
+            facts={**{k: v for k, v in self.manifest.facts.items() if k in ("salt", "closed")}, **(facts or {})},
         )
 
 
