@@ -3,7 +3,8 @@
 ResNet-50, -101 and -152 are torchvision's own layers; `small` (see small.py) is for images of 32 to 64 px. All four
 have the same five stages, so whatever is put on a trunk (head, detector, segmenter) works on each of them.
 
-Stages of the ResNets at 299 px: conv1 64 x 150², conv2 256 x 75², conv3 512 x 38², conv4 1,024 x 19², conv5 2,048 x 10².
+Stages of the ResNets at 299 px: conv1 64 x 150², conv2 256 x 75², conv3 512 x 38², conv4 1,024 x 19²,
+conv5 2,048 x 10².
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ class TrunkConfig(BaseModel):
             (32; 16 for `small`).
         stage_strides: stride of single stages, above output_stride: `{"conv5": 1}` keeps conv5 at the resolution of
             conv4 **without** dilation. 1 or 2, of conv2 to conv5.
-        width: multiplies the channels inside the bottlenecks, as torchvision's wide ResNets do; of `small`, all channels.
+        width: multiplies the channels inside the bottlenecks, as torchvision's wide ResNets do; of `small`, all
+            channels.
         zero_init_residual: the last batch norm of each block starts at 0, so that a block starts as the identity.
-        batch_norm_momentum: torch's convention: share of the new batch in the running statistics (TF's 0.9 is 0.1 here).
+        batch_norm_momentum: torch's convention: share of the new batch in the running statistics (TF's 0.9 is 0.1
+            here).
         batch_norm_epsilon: added to the variance.
     """
 
@@ -97,7 +100,7 @@ class Trunk(nn.Module):
         """Features of several stages from one pass, which ends at the deepest of them."""
         wanted = set(stages)
         if unknown := wanted - set(STAGES):
-            raise InputError(f"stages: no stage {sorted(unknown)[0]!r} in the trunk", f"name any of {', '.join(STAGES)}")
+            raise InputError(f"stages: no stage {min(unknown)!r} in the trunk", f"name any of {', '.join(STAGES)}")
         found: dict[Stage, Tensor] = {}
         for name in STAGES:
             if len(found) == len(wanted):
@@ -132,7 +135,7 @@ class Trunk(nn.Module):
         return self
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take weights from a state dict: a Trunk's, torchvision's (`layer1…`, `fc` is left out), or a DDP-wrapped one's.
+        """Take weights from a state dict: a Trunk's, torchvision's (without its `fc`), or a DDP-wrapped one's.
 
         Raises InputError naming the first tensor that is missing, left over or of another shape.
         """
@@ -210,7 +213,7 @@ def _stride(stage: nn.Module) -> int:
     stride = 1
     for module in stage.modules():
         if isinstance(module, nn.MaxPool2d | small.SpaceToDepth):
-            stride *= int(module.stride)
+            stride *= int(cast(int, module.stride))
     blocks = _blocks(stage)
     if blocks:
         return stride * int(blocks[0].stride)
@@ -221,7 +224,7 @@ def _stride(stage: nn.Module) -> int:
 
 
 def _restride(name: Stage, stage: nn.Module, stride: int, before: int, dilation: int) -> None:
-    """Set stride and dilation of a stage; as in torchvision the first block still has the dilation of the stage before."""
+    """Set stride and dilation of a stage; the first block still has the dilation of the stage before."""
     for module in stage.modules():
         if isinstance(module, nn.MaxPool2d):
             module.stride, stride = stride, 1
