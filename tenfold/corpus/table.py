@@ -12,19 +12,22 @@ changes them rewrites columns, never images, and every earlier state stays reada
 
 from __future__ import annotations
 
+import enum
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lance
 import numpy as np
 import pyarrow as pa
 
 from tenfold import storage
 from tenfold.errors import InputError
 from tenfold.manifest import Manifest
+
+if TYPE_CHECKING:  # loaded where it is used: it takes a second and 80 MB, and ingest's workers only need the schema
+    import lance
 
 IMAGES = pa.schema(
     [
@@ -36,7 +39,7 @@ IMAGES = pa.schema(
         pa.field("labels", pa.list_(pa.int32()), nullable=False),  # class indices, ascending, no repeats
         pa.field("votes", pa.list_(pa.float32()), nullable=False),  # one for each label: weight of evidence
         pa.field("source", pa.string(), nullable=False),  # where it came from, for people
-        pa.field("flags", pa.int32(), nullable=False),  # bits, FLAGS below
+        pa.field("flags", pa.int32(), nullable=False),  # bits of Flags below
     ]
 )
 CLASSES = pa.schema(
@@ -55,6 +58,15 @@ QUARANTINE = pa.schema(
     ]
 )
 DEFAULT_SALT = "tenfold"
+
+
+class Flags(enum.IntFlag):
+    """Bits of the column `flags`: what happened to an image on its way in."""
+
+    REDUCED = 1  # scaled down to the largest short side
+    REENCODED = 2  # the stored bytes are not those of the source file
+    RECOVERED = 4  # the decoder met stray bytes that it could skip
+    REPEATED = 8  # the same bytes came under several names
 
 
 def rank_of(ids: list[str], salt: str = DEFAULT_SALT) -> np.ndarray:
@@ -223,6 +235,8 @@ class Corpus:
             classes: new classes, where they changed.
             recipe, inputs, facts: for the manifest; this state's digest is always among the inputs.
         """
+        import lance
+
         # A handle of its own: Lance moves the handle it writes through, and this state has to stay as it is.
         table = dataset(storage.join(self.uri, "images.lance"), self.manifest.facts["images_version"])
         if table.version != table.latest_version:  # an interrupted rewrite, or a step from an older state
@@ -256,6 +270,8 @@ class Corpus:
 
 def dataset(uri: str, version: int | None = None) -> lance.LanceDataset:
     """Open a Lance table with the right storage settings."""
+    import lance
+
     return lance.dataset(uri, version=version, storage_options=storage.lance_options(uri))
 
 
@@ -269,6 +285,8 @@ def commit(
     facts: dict[str, Any],
 ) -> Corpus:
     """Tag the newest versions of the tables as state `tag` and write its manifests, the newest-state one last."""
+    import lance
+
     uri = storage.normalise(uri)
     images = dataset(storage.join(uri, "images.lance"))
     where = storage.join(uri, "classes.lance")
