@@ -52,3 +52,9 @@ class TrainingError(TenfoldError):
     """Training cannot go on: a non-finite loss, a rank lost too often (exit code 5)."""
 
     exit_code = 5
+
+
+class InterruptedRun(TenfoldError):  # noqa: N818 — nothing went wrong
+    """A signal stopped the work where it can go on later (exit code 75, `EX_TEMPFAIL`: try again)."""
+
+    exit_code = 75
