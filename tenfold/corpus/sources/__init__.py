@@ -15,15 +15,30 @@ layout and are read through the adapter of their name.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from pathlib import Path
 
 from tenfold import storage
+from tenfold.corpus.sources import fetching
 from tenfold.corpus.sources.base import RECORDS, Record, Source, read_classes
+from tenfold.corpus.sources.fetching import Fetched
+from tenfold.corpus.sources.spec import Bars, Spec, no_bars
 from tenfold.errors import InputError
 from tenfold.manifest import Manifest
 
-__all__ = ["NAMES", "RECORDS", "Record", "Source", "is_source", "open_source", "read_classes"]
+__all__ = [
+    "NAMES",
+    "RECORDS",
+    "Fetched",
+    "Record",
+    "Source",
+    "fetch",
+    "is_source",
+    "open_source",
+    "read_classes",
+    "spec",
+]
 
 # Name of the source and the module that fetches and reads it; modules load only when they are asked for.
 NAMES: dict[str, str] = {
@@ -53,5 +68,28 @@ def open_source(path: str | Path) -> Source:
     if manifest.kind != "source" or name not in NAMES:
         raise InputError(f"{path} is no source that this version of Tenfold reads", f"known are: {', '.join(NAMES)}")
     manifest = manifest.model_copy(update={"uri": root})  # a source may be moved or copied whole
-    source: Source = importlib.import_module(NAMES[name]).open_source(root, manifest)
-    return source
+    return spec(name).read(root, manifest)
+
+
+def spec(name: str) -> Spec:
+    """What the source's module states; raises InputError naming the sources there are."""
+    if name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(f"no source is named {name!r}", f"{hint}There are: {', '.join(NAMES)}")
+    stated: Spec = importlib.import_module(NAMES[name]).SPEC
+    return stated
+
+
+def fetch(
+    name: str,
+    to: str | Path = "data",
+    *,
+    from_dir: str | Path | None = None,
+    cache: str | Path | None = None,
+    offline: bool = False,
+    verify: bool = False,
+    bars: Bars = no_bars,
+) -> Fetched:
+    """Fetch a source by name to `TO/NAME`, or find it there whole; see `fetching.fetch` for the arguments."""
+    return fetching.fetch(spec(name), to, from_dir=from_dir, cache=cache, offline=offline, verify=verify, bars=bars)

