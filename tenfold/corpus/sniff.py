@@ -208,6 +208,20 @@ def check_webp(data: bytes) -> tuple[int, int]:
     raise Rejected("corrupt", "The WebP has no picture header.")
 
 
+def check_boxes(data: bytes) -> None:
+    """Walk the boxes of an AVIF or JPEG 2000 file; raises Rejected where the last one is not all there."""
+    at = 0 if data[4:8] in (b"ftyp", b"jP  ") else len(data)  # a bare JPEG 2000 stream has no boxes
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if length == 1:
+            length = int.from_bytes(data[at + 8 : at + 16], "big")
+        if length == 0:  # to the end of the file
+            return
+        if length < 8 or at + length > len(data):
+            raise Rejected("truncated", "The file ends inside a box.")
+        at += length
+
+
 def is_lossless(kind: str, data: bytes) -> bool:
     """Whether a format keeps pixels exactly, so that re-encoding it as JPEG would be a loss of its own."""
     if kind == "webp":
