@@ -318,19 +318,21 @@ def close(
     """
     classes = with_hierarchy(corpus.classes, hierarchy) if hierarchy else corpus.classes
     known = Hierarchy.of(classes)
-    graph = digest_json([classes.names, classes.parents])
+    graph = graph_digest(classes)
     recipe = {"verb": "corpus close", "votes": votes, "classes": graph}
     closed = corpus.manifest.facts.get("closed")
     before = corpus
     if closed:
+        given = _state(corpus, closed["of"], closed["digest"])  # not there in a subset of a closed corpus
         if (closed["votes"], closed["classes"]) != (votes, graph):
             raise InputError(
                 f"{corpus.uri}@{corpus.tag} was closed already, with votes={closed['votes']}"
                 + ("" if closed["classes"] == graph else " and another class hierarchy"),
-                f"close the state before it: {corpus.uri}@{closed['of']}",
+                f"close the state before it: {corpus.uri}@{closed['of']}"
+                if given
+                else f"take the subset anew from the state {closed['of']!r} of the corpus that it came from",
             )
-        result, changed = corpus, False
-        before = _state(corpus, closed["of"], closed["digest"]) or corpus
+        result, changed, before = corpus, False, given or corpus
     elif done := _state(corpus, tag, key=step_key(recipe, [corpus.digest])):
         result, changed = done, False
     else:
@@ -359,6 +361,11 @@ def close(
         hierarchy=known.statistics,
         per_class={n: (int(a), int(b)) for n, a, b in zip(classes.names, was, counts[1], strict=True)},
     )
+
+
+def graph_digest(classes: Classes) -> str:
+    """Digest of names and parents, by which a closed state knows its hierarchy."""
+    return digest_json([classes.names, classes.parents])
 
 
 def _state(corpus: Corpus, tag: str, digest: str = "", key: str = "") -> Corpus | None:
