@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 import simplejpeg
+import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -69,11 +70,9 @@ class CropTransform(BaseModel):
         left, top, flip = spare / 2, spare / 2, False
         if self.random:
             left, top, flip = random.below(spare + 1), random.below(spare + 1), bool(random.below(2))
-        image = Image.fromarray(decode(data))
-        x, y = image.width / self.resize, image.height / self.resize
-        box = (left * x, top * y, (left + self.crop) * x, (top + self.crop) * y)
-        pixels = np.asarray(image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, box=box))
-        out[...] = pixels[:, ::-1] if flip else pixels
+        pixels = decode(data)
+        x, y = pixels.shape[1] / self.resize, pixels.shape[0] / self.resize
+        resize_box(pixels, (left * x, top * y, (left + self.crop) * x, (top + self.crop) * y), flip, out)
 
 
 class PadTransform(BaseModel):
@@ -127,3 +126,32 @@ def decode(data: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadRowError(str(error) or type(error).__name__) from None
+
+
+def resize_box(pixels: np.ndarray, box: tuple[float, float, float, float], flip: bool, out: np.ndarray) -> None:
+    """Cut `box` out of `pixels`, flip it left to right if asked, and resize it to `out`; bilinear, antialiased.
+
+    Where the box is not smaller than `out`, its edges are rounded to whole pixels (at most half a pixel of shift, no
+    more than the random crop's own grid) and torch's vector code does the work, three times as fast as Pillow; an
+    enlargement, in which half a source pixel would be seen, is Pillow's, with the exact box.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+        box: left, top, right, bottom in pixels of the source.
+        flip: mirror left to right.
+        out: uint8 [H, W, 3], contiguous; written.
+    """
+    left, top, right, bottom = (round(edge) for edge in box)
+    height, width = out.shape[:2]
+    if right - left < width or bottom - top < height:
+        small = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=box))
+        out[...] = small[:, ::-1] if flip else small
+        return
+    cut = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]
+    into = torch.from_numpy(out).permute(2, 0, 1)[None]
+    # Flipping before resizing costs nothing: the resize needs a contiguous copy of the cut anyway.
+    cut = torch.flip(cut, [-1]) if flip else cut.contiguous(memory_format=torch.channels_last)
+    if cut.shape == into.shape:
+        into.copy_(cut)
+    else:
+        torch.ops.aten._upsample_bilinear2d_aa.out(cut, [height, width], False, out=into)
