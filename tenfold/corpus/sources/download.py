@@ -61,7 +61,7 @@ def download(
         if before > counted:
             advance(before - counted)
         try:
-            complete = _attempt(url, part, tag, before, advance, read_seconds)
+            complete = _attempt(url, to, before, advance, read_seconds)
             answer = "the connection was cut"
         except urllib.error.HTTPError as error:
             error.close()
@@ -94,8 +94,9 @@ def _resumable(url: str, part: Path, tag: Path) -> int:
     return 0
 
 
-def _attempt(url: str, part: Path, tag: Path, have: int, advance: Callable[[int], None], read_seconds: float) -> bool:
+def _attempt(url: str, to: Path, have: int, advance: Callable[[int], None], read_seconds: float) -> bool:
     """One request; appends to `part`. Returns whether the file is whole."""
+    part, tag = to.with_name(to.name + ".part"), to.with_name(to.name + ".part.json")
     headers = {"User-Agent": f"tenfold/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -113,7 +114,7 @@ def _attempt(url: str, part: Path, tag: Path, have: int, advance: Callable[[int]
         if have and not resumed:
             advance(-have)
         length = answer.headers.get("Content-Length")
-        _check_space(part, int(length) if length else 0)
+        check_space(to.parent, int(length) if length else 0, to.name)
         etag = answer.headers.get("ETag")
         weak = etag is None or etag.startswith("W/")
         tag.write_text(json.dumps({"url": url, "validator": answer.headers.get("Last-Modified") if weak else etag}))
@@ -129,12 +130,13 @@ def _attempt(url: str, part: Path, tag: Path, have: int, advance: Callable[[int]
         return length is None or got == int(length)
 
 
-def _check_space(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
+def check_space(folder: Path, needed: int, what: str, cure: str = "set TENFOLD_CACHE to a larger disk") -> None:
+    """Raise StorageError where `folder`'s disk has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise StorageError(
-            f"{part.parent} has {free / 1e9:.1f} GB free, {part.stem} needs {needed / 1e9:.1f} GB more",
-            "free some space, or set TENFOLD_CACHE to a folder on a larger disk",
+            f"{folder} has {free / 1e9:.1f} GB free, {what} needs {needed / 1e9:.1f} GB more",
+            f"free some space, or {cure}",
         )
 
 

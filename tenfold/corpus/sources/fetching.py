@@ -6,8 +6,10 @@ nothing that looks finished, and the next one goes on from the cached archives.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from tenfold import storage
 from tenfold.corpus.sources import card, inventory
 from tenfold.corpus.sources.base import classes_json
-from tenfold.corpus.sources.obtain import cache_folder, locked, obtain
+from tenfold.corpus.sources.download import check_space
+from tenfold.corpus.sources.obtain import NotHadError, cache_folder, locked, obtain
 from tenfold.corpus.sources.places import Archive, Obtained
 from tenfold.corpus.sources.spec import Bars, Built, Spec, no_bars
 from tenfold.errors import InputError, StorageError
@@ -80,10 +83,24 @@ def fetch(
 
     Raises InputError for a wrong folder, StorageError where a part cannot be had or does not have its digest.
     """
-    begun = time.monotonic()
     if storage.is_s3(str(to)):
         raise InputError(f"--to {to}: a source is fetched to a local folder", "fetch it to a folder and copy that")
-    target = Path(storage.normalise(to)) / spec.name
+    where = Path(cache).absolute() if cache else cache_folder()
+    try:
+        return _fetch(spec, Path(storage.normalise(to)) / spec.name, from_dir, where, offline, verify, bars)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
+            raise StorageError(
+                f"{error.filename or to} cannot be written: {error.strerror}",
+                "choose a --to (and a TENFOLD_CACHE) that you may write to, with room for the data",
+            ) from None
+        raise
+
+
+def _fetch(
+    spec: Spec, target: Path, from_dir: str | Path | None, cache: Path, offline: bool, verify: bool, bars: Bars
+) -> Fetched:
+    begun = time.monotonic()
     with locked(target.parent / f".{spec.name}.lock"):
         notes: list[str] = []
         if (target / "source.json").exists():
@@ -114,17 +131,17 @@ def _make(
     spec: Spec,
     also: Path | None,
     target: Path,
-    cache: str | Path | None,
+    cache: Path,
     offline: bool,
     bars: Bars,
     begun: float,
     notes: list[str],
 ) -> Fetched:
-    where = Path(cache) if cache else cache_folder()
-    parts, tried = _obtain_all(spec, where, also, offline, bars)
+    parts, tried = _obtain_all(spec, cache, also, offline, bars)
     aside = target.with_name(f".{spec.name}.aside")
     shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
     aside.mkdir(parents=True)
+    check_space(aside, spec.disk, spec.name, "choose a --to on a larger disk")
     try:
         built = spec.build(parts, aside, bars)
         archives = {key: {"place": str(part.place), "sha256": part.sha256} for key, part in parts.items()}
@@ -190,30 +207,35 @@ def _obtain_all(
     """All parts at the same time: while one place is slow to say no, the others already download."""
     parts: dict[str, Obtained] = {}
     tried: dict[str, list[dict[str, str]]] = {}
+    refused: list[NotHadError] = []
     sizes = sum(archive.places[-1].size or 0 for archive in spec.archives)
+    stopped = threading.Event()
     with bars("downloading, MB", sizes / 1e6 or None) as advance, ThreadPoolExecutor(len(spec.archives)) as pool:
 
         def one(archive: Archive) -> Obtained:
-            return obtain(
-                archive,
-                cache=cache,
-                also=also,
-                offline=offline,
-                advance=lambda count: advance(count / 1e6, archive.key),
-            )
+            def arrived(count: int) -> None:
+                if stopped.is_set():  # the pool waits for its threads: Ctrl-C has to reach them
+                    raise KeyboardInterrupt
+                advance(count / 1e6, archive.key)
+
+            return obtain(archive, cache=cache, also=also, offline=offline, advance=arrived)
 
         futures = {archive: pool.submit(one, archive) for archive in spec.archives}
-        refused: list[StorageError] = []
-        for archive, future in futures.items():
-            try:
-                part = future.result()
-            except StorageError as error:
-                if not archive.optional:
-                    refused.append(error)
-                tried[archive.key] = [{"place": str(archive.places[-1]), "answer": "not had; done without it"}]
-                continue
-            parts[archive.key] = part
-            tried[archive.key] = [{"place": a.place, "answer": a.answer} for a in part.attempts]
+        try:
+            for archive, future in futures.items():
+                try:
+                    part = future.result()
+                except NotHadError as error:
+                    attempts = error.attempts
+                    if not archive.optional:
+                        refused.append(error)
+                else:
+                    attempts = part.attempts
+                    parts[archive.key] = part
+                tried[archive.key] = [{"place": a.place, "answer": a.answer} for a in attempts]
+        except BaseException:
+            stopped.set()
+            raise
     if refused:
         message = f"{spec.name}: " + "\n  ".join(error.message for error in refused)
         raise StorageError(message, spec.login.format(cache=cache) if spec.login else refused[0].cure)

@@ -18,7 +18,7 @@ from pathlib import Path
 from tenfold.corpus.sources.clients import fetch_package
 from tenfold.corpus.sources.download import download
 from tenfold.corpus.sources.places import Archive, Attempt, Obtained, Place, UnavailableError
-from tenfold.errors import StorageError, TenfoldError
+from tenfold.errors import StorageError
 
 TRUSTED_ABOVE = 1 << 30  # larger files are hashed once and then trusted while size and time stay the same
 
@@ -52,42 +52,57 @@ def obtain(
     """
     attempts: list[Attempt] = []
     cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache / f".{archive.places[0].file}.lock"):
-        for place in archive.places:
-            for path in ([also / place.file] if also else []) + [cache / place.file]:
-                if path.is_file():
-                    try:
-                        digest = check(place, path)
-                    except UnavailableError as error:
-                        attempts.append(Attempt(str(path), str(error)))
-                        continue
-                    return Obtained(place, path, digest, (*attempts, Attempt(str(path), "cached")))
-        for place in archive.places:
-            if offline or place.kind == "login":
-                why = "not asked (--offline)" if offline else "needs an account of your own"
-                attempts.append(Attempt(str(place), why))
-                continue
-            try:
-                path = cache / place.file
-                digest = _fetch(place, path, advance)
-            except UnavailableError as error:
-                attempts.append(Attempt(str(place), str(error)))
-                continue
-            for other in archive.places:  # what a place left unfinished is of no use any more
-                for name in (f"{other.file}.part", f"{other.file}.part.json"):
-                    (cache / name).unlink(missing_ok=True)
-            return Obtained(place, path, digest, (*attempts, Attempt(str(place), "ok")))
-    raise refusal(archive, attempts, cache)
+    for place in archive.places:
+        for path in ([also / place.file] if also else []) + [cache / place.file]:
+            if path.is_file():
+                try:
+                    digest = check(place, path)
+                except UnavailableError as error:
+                    attempts.append(Attempt(str(path), str(error)))
+                    continue
+                return Obtained(place, path, digest, (*attempts, Attempt(str(path), "cached")))
+    for place in archive.places:
+        if place.kind == "login" or offline:
+            why = "needs an account of your own" if place.kind == "login" else "not asked (--offline)"
+            attempts.append(Attempt(str(place), why))
+            continue
+        path = cache / place.file
+        try:
+            with locked(cache / f".{place.file}.lock"):
+                digest, answer = _cached_or_fetched(place, path, advance)
+        except UnavailableError as error:
+            attempts.append(Attempt(str(place), str(error)))
+            continue
+        for other in archive.places:  # what another place left unfinished is of no use any more
+            for name in (f"{other.file}.unchecked.part", f"{other.file}.unchecked.part.json"):
+                (cache / name).unlink(missing_ok=True)
+        return Obtained(place, path, digest, (*attempts, Attempt(str(place), answer)))
+    raise NotHadError(archive, attempts, cache)
 
 
-def refusal(archive: Archive, attempts: list[Attempt], cache: Path) -> TenfoldError:
-    """The error for an archive that no place gave."""
-    names = " or ".join(dict.fromkeys(place.file for place in archive.places))
-    lines = "".join(f"\n    {attempt.place}: {attempt.answer}" for attempt in attempts)
-    return StorageError(
-        f"{archive.title} could not be had; tried were{lines}",
-        f"connect to the network and run it again (a download goes on where it stopped), or put {names} into {cache}",
-    )
+class NotHadError(StorageError):
+    """No place gave the archive; `attempts` say what each answered."""
+
+    def __init__(self, archive: Archive, attempts: list[Attempt], cache: Path) -> None:
+        names = " or ".join(dict.fromkeys(place.file for place in archive.places))
+        lines = "".join(f"\n    {attempt.place}: {attempt.answer}" for attempt in attempts)
+        super().__init__(
+            f"{archive.title} could not be had; tried were{lines}",
+            f"connect to the network and run it again (a download goes on where it stopped), "
+            f"or put {names} into {cache}",
+        )
+        self.attempts = tuple(attempts)
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str]]:
+        return StorageError, (self.message, self.cure)
+
+
+def _cached_or_fetched(place: Place, path: Path, advance: Callable[[int], None]) -> tuple[str, str]:
+    """Digest and answer; where another process held the lock before us, its file is there by now."""
+    if path.is_file():
+        with contextlib.suppress(UnavailableError):
+            return check(place, path), "cached"
+    return _fetch(place, path, advance), "ok"
 
 
 def _fetch(place: Place, path: Path, advance: Callable[[int], None]) -> str:

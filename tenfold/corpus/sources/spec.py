@@ -62,7 +62,7 @@ class Spec:
         read: opens a finished source: `read(root, manifest)`.
         adopt: takes an official folder as it is, or None where there is no official folder: `adopt(folder)`; raises
             InputError where the folder is not one.
-        disk: bytes that a fetch needs on disk, archives and content together.
+        disk: bytes of the finished folder; the archives in the cache need about as many again.
         login: what to do where the archives need the user's own account.
     """
 
