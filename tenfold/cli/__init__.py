@@ -12,6 +12,7 @@ import typer
 
 from tenfold import __version__
 from tenfold.cli.corpus import corpus_app
+from tenfold.cli.fetch import fetch as fetch_verb
 from tenfold.cli.recipes import recipes_app
 from tenfold.errors import TenfoldError
 
@@ -38,6 +39,7 @@ def root(
 
 
 # Verbs register here, one line an area.
+app.command("fetch")(fetch_verb)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipes_app, name="recipes")
 
