@@ -80,9 +80,9 @@ class PictureConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_side: int = Field(340, ge=0)
-    quality: int = Field(90, ge=1, le=100)
-    max_pixels: int = Field(50_000_000, ge=1)
+    max_side: int = Field(default=340, ge=0)
+    quality: int = Field(default=90, ge=1, le=100)
+    max_pixels: int = Field(default=50_000_000, ge=1)
 
     def target(self, width: int, height: int) -> tuple[int, int] | None:
         """Size after scaling down, aspect kept; None where the picture is small enough."""
