@@ -11,8 +11,10 @@ import sys
 import typer
 
 from tenfold import __version__
+from tenfold.cli import corpus_labels as _corpus_labels  # noqa: F401 - close, subset and report join corpus_app
 from tenfold.cli.corpus import corpus_app
 from tenfold.cli.fetch import fetch as fetch_verb
+from tenfold.cli.pretrain import pretrain as pretrain_verb
 from tenfold.cli.recipes import recipes_app
 from tenfold.errors import TenfoldError
 
@@ -42,6 +44,7 @@ def root(
 app.command("fetch")(fetch_verb)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipes_app, name="recipes")
+app.command("pretrain")(pretrain_verb)
 
 
 def main() -> None:

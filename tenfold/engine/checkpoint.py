@@ -16,7 +16,6 @@ threads must not share one.
 from __future__ import annotations
 
 import logging
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,104 +32,24 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from tenfold import storage
+from tenfold.engine.checkpoint_folder import (
+    MANIFEST,
+    Checkpoint,
+    clean,
+    folder_of,
+    latest,
+    list_checkpoints,
+    remove,
+)
 from tenfold.engine.dcp_storage import Reader, State, Writer, local_tensors, mark_like
-from tenfold.errors import InputError, StorageError, TenfoldError
+from tenfold.errors import InputError, StorageError, TenfoldError, TrainingError
 from tenfold.manifest import Manifest, digest_json
 
-MANIFEST = "manifest.json"
+__all__ = ["Checkpoint", "Checkpointer", "latest", "list_checkpoints", "load", "load_trunk", "load_weights"]
+
 TRUNK = "trunk."  # names of the trunk's weights and statistics begin so, in every learner's state
-_FOLDER = re.compile(r"^step-(\d{9,})$")
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # loading without a process group is meant
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Finished checkpoints
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A finished checkpoint.
-
-    Attributes:
-        uri: its folder.
-        manifest: kind `checkpoint`; facts: step, images, epoch, loss, world, files (name -> sha256), bytes.
-    """
-
-    uri: str
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, uri: str) -> Checkpoint:
-        """Open a checkpoint's folder, its manifest, or a run's folder (then its newest checkpoint).
-
-        Raises InputError where none of them is there.
-        """
-        uri = storage.normalise(uri)
-        if not uri.endswith(".json"):
-            for folder in (storage.join(uri, "checkpoints"), uri):
-                if not storage.exists(storage.join(uri, MANIFEST)) and (newest := latest(folder)):
-                    return newest
-            if not storage.exists(storage.join(uri, MANIFEST)):
-                raise InputError(
-                    f"{uri} holds no finished checkpoint",
-                    "pass a run folder, a checkpoint folder or its manifest.json; an interrupted write has no manifest",
-                )
-            uri = storage.join(uri, MANIFEST)
-        manifest = Manifest.read(uri)
-        if manifest.kind != "checkpoint":
-            raise InputError(f"{uri} is a {manifest.kind}, not a checkpoint", "pass a checkpoint or a run folder")
-        return cls(uri.rpartition("/")[0], manifest)
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return int(self.manifest.facts["step"])
-
-    @property
-    def digest(self) -> str:
-        """Digest of its files."""
-        return self.manifest.digest
-
-
-def folder_of(step: int) -> str:
-    """Name of a step's folder; names sort as steps do."""
-    return f"step-{step:09d}"
-
-
-def list_checkpoints(uri: str) -> list[Checkpoint]:
-    """The finished checkpoints in a folder, oldest first. Half-written ones have no manifest and are not listed."""
-    uri = storage.normalise(uri)
-    found = []
-    for path in storage.list_files(uri):
-        name, _, file = path.partition("/")
-        if file == MANIFEST and _FOLDER.match(name):
-            found.append(Checkpoint(storage.join(uri, name), Manifest.read(storage.join(uri, path))))
-    return sorted(found, key=lambda c: c.step)
-
-
-def latest(uri: str) -> Checkpoint | None:
-    """The newest finished checkpoint in a folder, or None."""
-    return next(reversed(list_checkpoints(uri)), None)
-
-
-def remove(checkpoint: Checkpoint) -> None:
-    """Remove a checkpoint: first its manifest, so that what is left is never taken for a finished one."""
-    storage.remove(storage.join(checkpoint.uri, MANIFEST))
-    storage.remove(checkpoint.uri)
-
-
-def clean(uri: str) -> list[str]:
-    """Remove what interrupted writes left in a folder; returns the names of the removed checkpoints.
-
-    Only for the process that owns the run: another's unfinished write looks the same.
-    """
-    names = {path.partition("/")[0] for path in storage.list_files(uri) if "/" in path}
-    whole = {checkpoint.uri.rpartition("/")[2] for checkpoint in list_checkpoints(uri)}
-    left = sorted(name for name in names - whole if _FOLDER.match(name))
-    for name in left:
-        storage.remove(storage.join(uri, name))
-    return left
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Load
@@ -359,6 +278,7 @@ class Checkpointer:
         """In the thread: files of all ranks, then the manifest, then the removal of old checkpoints."""
         start = time.perf_counter()
         uri = storage.join(self.uri, folder_of(step))
+        _agree(self._not_finite(step, staged), self._group)
         writer = Writer(uri)
         with _plain_errors(f"cannot write {uri}"):
             dcp.save(cast(Any, staged), storage_writer=writer, process_group=self._group, no_dist=not self._distributed)
@@ -379,6 +299,20 @@ class Checkpointer:
             raise StorageError(f"cannot finish {uri}: {outcome[1]}", "check the storage, then run again")
         self.newest = outcome[0]
         self.times.writing += time.perf_counter() - start
+
+    def _not_finite(self, step: int, staged: dict[str, Tensor]) -> TrainingError | None:
+        """The error to raise where weights or optimizer state are not numbers: such a checkpoint is not kept."""
+        for name, tensor in staged.items():
+            # The sum is finite only where all values are (and otherwise looks again, for it may have overflowed).
+            if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+                good = (
+                    f"the checkpoint of step {self.newest.step} is good" if self.newest else "there is none before it"
+                )
+                return TrainingError(
+                    f"after step {step}, {name} holds values that are not finite; {good}",
+                    "start a new run from it (--init) with a lower learning rate",
+                )
+        return None
 
     def _finish(self, uri: str, files: dict[str, str], facts: dict[str, Any]) -> Checkpoint:
         manifest = Manifest(

@@ -70,7 +70,7 @@ def local_tensors(state: State) -> dict[str, Tensor]:
 class _Hashing:
     """A stream that hashes what is written to it. torch writes front to back, so the hash is that of the file."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: storage.Writer) -> None:
         self.stream = stream
         self.sha256 = hashlib.sha256()
 
@@ -104,7 +104,7 @@ class _Files(FileSystemBase):
             with self._verified(uri, name) as file:
                 yield file
             return
-        with storage.filesystem(uri).open(uri, mode) as raw:
+        with storage.open_write(uri) as raw:
             stream = _Hashing(raw)
             yield stream
         self.written[name] = "sha256:" + stream.sha256.hexdigest()
@@ -133,12 +133,12 @@ class _Files(FileSystemBase):
         return str(path)
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        storage.filesystem(str(path)).mv(str(path), str(new_path))
+        storage.copy(str(path), str(new_path))
+        storage.remove(str(path))
         self.written[str(new_path).rpartition("/")[2]] = self.written.pop(str(path).rpartition("/")[2])
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
-        if not storage.is_s3(str(path)):
-            os.makedirs(path, exist_ok=True)
+        pass  # storage makes folders when it writes into them
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -155,7 +155,7 @@ class Writer(FileSystemWriter):
     """Writes through `storage`, one file a rank, and the same bytes for the same state (no random ids in metadata)."""
 
     def __init__(self, uri: str) -> None:
-        super().__init__(uri, sync_files=not storage.is_s3(uri))
+        super().__init__(uri, sync_files=False)  # storage does
         self.files = _Files()
         self.fs = cast(Any, self.files)
         self.path = cast(Any, uri)

@@ -10,6 +10,7 @@ where nothing can be appended, each flush writes an object of its own.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import IO
 
 from tenfold import storage
@@ -38,9 +39,8 @@ class StepLog:
             self._lines.append(line)
             return
         if self._file is None:
-            path = storage.join(self.uri, _name(step))
-            storage.filesystem(path).makedirs(self.uri, exist_ok=True)
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            Path(self.uri).mkdir(parents=True, exist_ok=True)
+            self._file = open(storage.join(self.uri, _name(step)), "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._file.write(line + "\n")
 
     def flush(self) -> None:
