@@ -323,7 +323,7 @@ def close(
     closed = corpus.manifest.facts.get("closed")
     before = corpus
     if closed:
-        given = _state(corpus, closed["of"], closed["digest"])  # not there in a subset of a closed corpus
+        given = state(corpus, closed["of"], closed["digest"])  # not there in a subset of a closed corpus
         if (closed["votes"], closed["classes"]) != (votes, graph):
             raise InputError(
                 f"{corpus.uri}@{corpus.tag} was closed already, with votes={closed['votes']}"
@@ -333,7 +333,7 @@ def close(
                 else f"take the subset anew from the state {closed['of']!r} of the corpus that it came from",
             )
         result, changed, before = corpus, False, given or corpus
-    elif done := _state(corpus, tag, key=step_key(recipe, [corpus.digest])):
+    elif done := state(corpus, tag, key=step_key(recipe, [corpus.digest])):
         result, changed = done, False
     else:
         facts = {"votes": votes, "classes": graph, "of": corpus.tag, "digest": corpus.digest}
@@ -368,7 +368,7 @@ def graph_digest(classes: Classes) -> str:
     return digest_json([classes.names, classes.parents])
 
 
-def _state(corpus: Corpus, tag: str, digest: str = "", key: str = "") -> Corpus | None:
+def state(corpus: Corpus, tag: str, digest: str = "", key: str = "") -> Corpus | None:
     """The state `tag` of the same corpus, where it has this digest or was made by the step with this key."""
     path = storage.join(corpus.uri, "manifests", f"{tag}.json")
     if not storage.exists(path):
