@@ -237,12 +237,17 @@ def _list(found: Input, folder: str | None, bars: Bars) -> tuple[Tally, int]:
     """List the input, and write its parts into `folder` where one is given; returns what was met and their number."""
     tally = Tally()
     number = 0
-    with bars("listing", None) as advance:
-        for part in found.parts(tally):
-            if folder is not None:
-                storage.write_bytes(part_uri(folder, number), json.dumps(part).encode())
-            number += 1
-            advance(len(part.get("items", (1,))), "")
+    try:
+        with bars("listing", None) as advance:
+            for part in found.parts(tally):
+                if folder is not None:
+                    storage.write_bytes(part_uri(folder, number), json.dumps(part).encode())
+                number += 1
+                advance(len(part.get("items", (1,))), "")
+    except InputError:
+        if folder is not None:
+            storage.remove(folder)
+        raise
     return tally, number
 
 
