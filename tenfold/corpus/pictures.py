@@ -67,6 +67,7 @@ _TURN = {
 }
 _ORIENTATION = 0x0112  # EXIF tag
 _OVERSAMPLING = 1.5  # JPEGs are decoded at a fraction of at least this many times the wanted size, then resampled
+_FRACTIONS = (8, 4, 2)  # libjpeg knows others, such as 3/8, but without vector code: slower than more pixels, and worse
 
 
 class PictureConfig(BaseModel):
@@ -180,14 +181,14 @@ def _jpeg(data: bytes, config: PictureConfig, guard: Guard) -> Picture:
     check_jpeg(data)
     if opened.mode not in ("RGB", "L", "CMYK"):
         raise Rejected("corrupt", f"The JPEG has an unknown kind of pixels, {opened.mode}.")
-    turn = _TURN.get(_orientation(opened))
+    turn = _TURN.get(_orientation(opened))  # compare with None: a flip is 0
     convert = _to_srgb(opened.info.get("icc_profile"), opened.mode)
     target = config.target(*size)
     flags = Flags.REENCODED
-    width, height = (math.ceil(side * _OVERSAMPLING) for side in target) if target else (0, 0)
+    width, height = _decoded_size(size, target) if target else (0, 0)
     progressive = 2 * 3 * size[0] * size[1] if opened.info.get("progressive") else 0  # all coefficients, 16 bits each
     with guard(progressive + 8 * (4 * width * height if target else size[0] * size[1])):
-        if opened.mode == "RGB" and opened.format == "JPEG" and not (turn or convert or target):
+        if opened.mode == "RGB" and opened.format == "JPEG" and turn is None and not (convert or target):
             # Grey at an eighth: all of the entropy coding is read, and so checked, at the least cost.
             fault = _decode_jpeg(data, "GRAY", min_height=1, min_width=1, fastdct=True)[1]
             if not fault:
@@ -208,6 +209,14 @@ def _jpeg(data: bytes, config: PictureConfig, guard: Guard) -> Picture:
         if turn is not None:
             picture = picture.transpose(turn)
     return _encode(picture, "JPEG", config, flags)
+
+
+def _decoded_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Width and height to decode a JPEG at before it is resampled to `target`: the smallest good fraction of `size`."""
+    for part in _FRACTIONS:
+        if size[0] >= part * _OVERSAMPLING * target[0] and size[1] >= part * _OVERSAMPLING * target[1]:
+            return math.ceil(size[0] / part), math.ceil(size[1] / part)
+    return size
 
 
 def _decode_jpeg(data: bytes, space: str, **options: Any) -> tuple[np.ndarray, str]:
@@ -251,7 +260,7 @@ def _other(kind: str, data: bytes, config: PictureConfig, guard: Guard) -> Pictu
         plain = (
             header is not None and (header.depth, header.colour) == (8, 2) and not header.chunks & {b"tRNS", b"acTL"}
         )
-        if plain and not (turn or convert or target):
+        if plain and turn is None and not (convert or target):
             return Picture(data, *size)
         picture: Image.Image = opened
         if convert:
