@@ -42,6 +42,7 @@ from tenfold.engine.checkpoint_folder import (
     remove,
 )
 from tenfold.engine.dcp_storage import Reader, State, Writer, local_tensors, mark_like
+from tenfold.engine.distributed import is_peer_lost
 from tenfold.errors import InputError, StorageError, TenfoldError, TrainingError
 from tenfold.manifest import Manifest, digest_json
 
@@ -130,7 +131,7 @@ def _plain_errors(what: str) -> Iterator[None]:
         yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
-        if isinstance(cause, TenfoldError):
+        if isinstance(cause, TenfoldError) or is_peer_lost(cause):
             raise cause from None
         raise StorageError(f"{what}: rank {rank}: {cause!r}", "check the storage, then run again") from cause
     except OSError as error:

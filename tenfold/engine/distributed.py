@@ -114,10 +114,10 @@ def leave() -> None:
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether an error of a collective means that another rank is gone: then that rank's end is what matters."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
-    )
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def die_with_parent() -> None:
