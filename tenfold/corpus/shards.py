@@ -54,13 +54,14 @@ def read_shard(uri: str, name: str, start: int, end: int, separator: str, limit:
         file.seek(start)
         held: dict[str, bytes | Rejected] = {}
         before, at, damage = "", start, ""
+        plain = uri.lower().endswith(".tar")  # places in a packed one are not places in the file
         try:
             # Streamed: a shard is read once, from front to back.
             with tarfile.open(fileobj=file, mode="r|*", bufsize=1 << 20) as archive:
                 while (member := archive.next()) is not None:
                     cast(Any, archive).members.clear()  # it would keep them all
                     at = start + member.offset
-                    if at >= end:
+                    if plain and at >= end:
                         break
                     key, extension = _key(member.name)
                     wanted = extension in IMAGES + LABELS and not key.rpartition("/")[2].startswith("__")
@@ -73,7 +74,7 @@ def read_shard(uri: str, name: str, start: int, end: int, separator: str, limit:
                     held[extension] = _read(archive, member, limit if extension in IMAGES else _PLAIN)
                 else:
                     at = start + archive.offset
-                    if uri.lower().endswith(".tar"):
+                    if plain:
                         file.seek(at)
                         if any(file.read(512)):  # tarfile takes a damaged header for the end
                             damage = "damaged header"
