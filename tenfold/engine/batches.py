@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from tenfold.engine.images import Transform
+from tenfold.engine.records import Record
 from tenfold.engine.streams import SampleRandom
 
 B = TypeVar("B")
 B_co = TypeVar("B_co", covariant=True)
 S = TypeVar("S")
-
-# One row: column name -> value. Binary columns give bytes, lists of numbers numpy arrays, others Python values; `row`
-# is the row's number in the table.
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)

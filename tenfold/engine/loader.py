@@ -11,23 +11,21 @@ It knows no task: a `Format` (batches.py) says which columns it needs and how re
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import lance
 import numpy as np
-import pyarrow as pa
 
-from tenfold.engine.batches import Builder, Format, Place, Record
+from tenfold.engine.batches import Builder, Format, Place
 from tenfold.engine.images import BadRowError
+from tenfold.engine.records import Reader, Record, Window, cores
 from tenfold.engine.streams import Plan
-from tenfold.errors import InputError, StorageError, TenfoldError
+from tenfold.errors import InputError, TenfoldError
 
 B = TypeVar("B")
 
@@ -35,6 +33,8 @@ READERS = 2
 CHUNK = 16  # samples of one work item
 LOOK_AHEAD = 512  # samples whose windows are requested before they are decoded
 ATTEMPTS = 8  # rows tried in one slot before giving up
+
+_Key = tuple[int, int, int]  # epoch, stream, window in it
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class Loader(Generic[B]):
         bad_share: share of bad rows among those read above which an InputError stops the run. A bad row is counted,
             reported and replaced by a row that is a pure function of (seed, digest, n, epoch, step, slot).
         on_bad: called with each BadRow, in the caller's thread, before its batch is given out.
-        retry_seconds: how long reading is tried again where storage does not answer, before a StorageError.
+
+    Where storage does not answer, reading is tried again for `TENFOLD_STORAGE_PATIENCE` seconds, then a StorageError
+    comes out of the iteration.
 
     Attributes:
         bad: the bad rows met so far (the first 1,000); `bad_count` counts all.
@@ -88,13 +90,12 @@ class Loader(Generic[B]):
         stop_step: int | None = None,
         bad_share: float = 0.01,
         on_bad: Callable[[BadRow], None] | None = None,
-        retry_seconds: float = 120.0,
     ) -> None:
         self.table, self.plan, self.form = table, plan, form
         self.slots = plan.slots(rank, world)
-        self.workers = _cores() if workers is None else workers
+        self.workers = cores() if workers is None else workers
         self.prefetch, self.start_step, self.stop_step = prefetch, start_step, stop_step
-        self.bad_share, self.on_bad, self.retry_seconds = bad_share, on_bad, retry_seconds
+        self.bad_share, self.on_bad = bad_share, on_bad
         self.bad: list[BadRow] = []
         self.bad_count = self.seen = 0
         for name, value, least in (
@@ -138,47 +139,42 @@ class Loader(Generic[B]):
             )
 
 
-class _Window:
-    """Records of one window, by row."""
-
-    def __init__(self, rows: np.ndarray, table: pa.Table) -> None:
-        self.place = {int(row): i for i, row in enumerate(rows)}
-        self.columns = {name: _values(table[name].combine_chunks()) for name in table.schema.names}
-
-    def record(self, row: int) -> Record:
-        i = self.place[row]
-        return {"row": row, **{name: values[i] for name, values in self.columns.items()}}
-
-
 @dataclass
 class _Job:
     """A step on its way: what it needs, and the work on it."""
 
     place: Place
-    rows: np.ndarray
-    keys: list[tuple[int, int, int]]  # of each slot: (epoch, stream, window)
+    rows: list[int]
+    keys: list[_Key]  # of each slot
     work: list[Future[list[BadRow]]]
     builder: Builder[Any] | None = None
 
 
 class _Run(Generic[B]):
-    """One iteration: two thread pools and what is on its way in them. Only the caller's thread changes it."""
+    """One iteration: two thread pools and what is on its way in them. Only the caller's thread changes it.
+
+    Steps pass through two queues: `planned` (their windows are being read) and `made` (their samples are being made).
+    """
 
     def __init__(self, loader: Loader[B]) -> None:
         self.loader, self.plan = loader, loader.plan
         self.stop = threading.Event()
+        self.reader = Reader(loader.table, loader.form.columns, stop=self.stop)
         self.readers = ThreadPoolExecutor(READERS, "tenfold-read")
         self.workers = ThreadPoolExecutor(loader.workers, "tenfold-work")
-        self.windows: dict[tuple[int, int, int], Future[_Window]] = {}
-        self.newest: dict[int, tuple[int, int, int]] = {}  # of each stream, the last window asked for
+        self.windows: dict[_Key, Future[Window]] = {}
+        self.uses: dict[_Key, int] = {}  # by planned steps
+        self.newest: dict[int, _Key] = {}  # of each stream
         self.planned: deque[_Job] = deque()
         self.made: deque[_Job] = deque()
         self.next_step = loader.start_step
 
     def batches(self) -> Iterator[tuple[int, B]]:
         loader = self.loader
-        while loader.stop_step is None or self.made or self.planned or self.next_step < loader.stop_step:
+        while True:
             self.fill()
+            if not self.made:
+                return
             job = self.made.popleft()
             bad = [row for future in job.work for row in future.result()]
             loader.seen += len(job.place.slots)
@@ -186,100 +182,106 @@ class _Run(Generic[B]):
             assert job.builder is not None
             batch = job.builder.finish()
             step = job.place.step
-            del job
+            del job  # or the batch would live on until the next one is asked for
             yield step, batch
+            del batch
 
     def fill(self) -> None:
         """Ask for windows and start batches, as far ahead as allowed."""
         loader = self.loader
         ahead = loader.prefetch + -(-LOOK_AHEAD // len(loader.slots))
-        while len(self.made) + len(self.planned) < ahead + 1:
+        while len(self.made) + len(self.planned) <= ahead:
             if loader.stop_step is not None and self.next_step >= loader.stop_step:
                 break
             self.planned.append(self.look(self.next_step))
             self.next_step += 1
-        while self.planned and len(self.made) < loader.prefetch + 1:
+        while self.planned and len(self.made) <= loader.prefetch:
             self.made.append(self.start(self.planned.popleft()))
 
     def look(self, step: int) -> _Job:
         """Plan a step and ask for the windows it needs."""
-        plan, slots = self.plan, self.loader.slots
-        epoch, inside = plan.at(step)
-        streams, places = plan.positions(inside, slots)
-        keys = [(epoch, int(s), int(w)) for s, w in zip(streams, plan.window_of(streams, places), strict=True)]
+        epoch, inside = self.plan.at(step)
+        slots = self.loader.slots
+        rows, streams, windows = self.plan.locate(epoch, inside, slots)
+        keys = [(epoch, stream, window) for stream, window in zip(streams.tolist(), windows.tolist(), strict=True)]
         for key in keys:
             if key not in self.windows:
                 self.windows[key] = self.readers.submit(self.read_window, key)
-                self.newest[key[1]] = key
-        return _Job(Place(step, epoch, inside, slots), plan.rows(epoch, inside, slots), keys, [])
+                self.uses[key] = 0
+                older, self.newest[key[1]] = self.newest.get(key[1]), key
+                if older and not self.uses[older]:
+                    self.drop(older)
+            self.uses[key] += 1
+        return _Job(Place(step, epoch, inside, slots), rows.tolist(), keys, [])
 
     def start(self, job: _Job) -> _Job:
-        """Hand a step to the workers, and let go of windows that no later step needs."""
+        """Hand a step to the workers, and let go of windows that are read to their end."""
         job.builder = self.loader.form.begin(job.place)
-        windows = [self.windows[key] for key in job.keys]
         for first in range(0, len(job.keys), CHUNK):
             chunk = range(first, min(first + CHUNK, len(job.keys)))
-            job.work.append(self.workers.submit(self.make, job, chunk, [windows[i] for i in chunk]))
-        later = {key for planned in self.planned for key in planned.keys}
-        for key in set(job.keys) - later:
-            if self.newest[key[1]] != key:
-                del self.windows[key]
+            job.work.append(self.workers.submit(self.make, job, chunk, [self.windows[job.keys[i]] for i in chunk]))
+        for key in job.keys:
+            self.uses[key] -= 1
+            # A stream's newest window is kept: steps that are not planned yet will want the rest of it.
+            if not self.uses[key] and self.newest[key[1]] != key:
+                self.drop(key)
         return job
 
-    def make(self, job: _Job, chunk: range, windows: list[Future[_Window]]) -> list[BadRow]:
-        """Make the samples of a chunk; returns the bad rows that were replaced."""
-        assert job.builder is not None
-        place, bad = job.place, []
+    def drop(self, key: _Key) -> None:
+        del self.windows[key], self.uses[key]
+
+    def make(self, job: _Job, chunk: range, windows: list[Future[Window]]) -> list[BadRow]:
+        """Make the samples of a chunk, in a worker thread; returns the bad rows that were replaced."""
+        bad: list[BadRow] = []
         for index, window in zip(chunk, windows, strict=True):
+            record = window.result().record(job.rows[index])
             if self.stop.is_set():
                 raise CancelledError
-            row, slot = int(job.rows[index]), place.slots[index]
-            record = window.result().record(row)
-            refused: list[tuple[Record, str]] = []
-            while True:
-                random = self.plan.sample_random(place.epoch, place.epoch_step, slot, len(refused))
-                try:
-                    job.builder.put(index, record, random)
-                    break
-                except BadRowError as error:
-                    refused.append((record, str(error)))
-                except TenfoldError:
-                    raise
-                except Exception as error:
-                    error.add_note(f"while making row {record['row']} (step {place.step}, slot {slot})")
-                    raise
-                if len(refused) == ATTEMPTS:
-                    names = ", ".join(str(r["row"]) for r, _ in refused)
-                    raise InputError(
-                        f"step {place.step}, slot {slot}: {ATTEMPTS} rows in a row could not be used ({names}); "
-                        f"the last: {refused[-1][1]}",
-                        "the table is damaged, or was not written for this format; ingest it again",
-                    )
-                row = self.plan.replacement(place.epoch, place.epoch_step, slot, len(refused))
-                record = self.read(np.array([row])).record(row)
-            bad += [BadRow(r["row"], str(r.get("id", "")), why, place.step, slot, record["row"]) for r, why in refused]
+            if reason := self.put(job, index, record, 0):
+                bad += self.replace(job, index, record, reason)
         return bad
 
-    def read_window(self, key: tuple[int, int, int]) -> _Window:
-        return self.read(np.sort(self.plan.window_rows(*key)))
+    def put(self, job: _Job, index: int, record: Record, attempt: int) -> str:
+        """Make one sample; returns why the record cannot be used, or nothing."""
+        place = job.place
+        slot = place.slots[index]
+        random = self.plan.sample_random(place.epoch, place.epoch_step, slot, attempt)
+        assert job.builder is not None
+        try:
+            job.builder.put(index, record, random)
+        except BadRowError as error:
+            return str(error) or "it cannot be used"
+        except TenfoldError:
+            raise
+        except Exception as error:
+            error.add_note(f"while making the sample of row {record['row']} (step {place.step}, slot {slot})")
+            raise
+        return ""
 
-    def read(self, rows: np.ndarray) -> _Window:
-        """Read rows (ascending), again for a while where storage does not answer."""
-        table, waited, pause = self.loader.table, 0.0, 0.25
-        while True:
-            if self.stop.is_set():
-                raise CancelledError
-            try:
-                return _Window(rows, table.take(rows.tolist(), columns=list(self.loader.form.columns)))
-            except (OSError, RuntimeError, ValueError) as error:
-                if waited >= self.loader.retry_seconds:
-                    raise StorageError(
-                        f"rows {rows[0]} to {rows[-1]} of {table.uri} could not be read: {error}",
-                        "check that the storage is up and reachable, then resume",
-                    ) from error
-            self.stop.wait(pause)
-            waited += pause
-            pause = min(pause * 2, 10.0)
+    def replace(self, job: _Job, index: int, record: Record, reason: str) -> list[BadRow]:
+        """Put another row in the place of one that cannot be used; returns all that were refused on the way."""
+        place, slot = job.place, job.place.slots[index]
+        refused = [(record, reason)]
+        while reason:
+            if len(refused) == ATTEMPTS:
+                rows = ", ".join(str(r["row"]) for r, _ in refused)
+                raise InputError(
+                    f"step {place.step}, slot {slot}: {ATTEMPTS} rows one after the other could not be used "
+                    f"({rows}); the last: {reason}",
+                    "the table is damaged, or was not written for this format; ingest it again",
+                )
+            attempt = len(refused)
+            row = self.plan.replacement(place.epoch, place.epoch_step, slot, attempt)
+            record = self.reader.read(np.array([row])).record(row)
+            if reason := self.put(job, index, record, attempt):
+                refused.append((record, reason))
+        return [
+            BadRow(r["row"], str(r.get("id", "")), why, place.step, slot, replaced_by=record["row"])
+            for r, why in refused
+        ]
+
+    def read_window(self, key: _Key) -> Window:
+        return self.reader.read(np.sort(self.plan.window_rows(*key)))
 
     def close(self) -> None:
         """End the threads: what has not started is dropped, what runs is waited for."""
@@ -287,20 +289,4 @@ class _Run(Generic[B]):
         self.workers.shutdown(wait=False, cancel_futures=True)
         self.readers.shutdown(wait=True, cancel_futures=True)
         self.workers.shutdown(wait=True)
-
-
-def _values(column: pa.Array) -> Sequence[Any]:
-    """A column as something indexed by place: lists of numbers as numpy views, the rest as Python values."""
-    kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        inner = kind.value_type
-        if (pa.types.is_integer(inner) or pa.types.is_floating(inner)) and column.null_count == 0:
-            offsets = column.offsets.to_numpy()
-            values = column.values.to_numpy(zero_copy_only=False)
-            return [values[a:b] for a, b in pairwise(offsets)]
-    values_: Sequence[Any] = column.to_pylist()
-    return values_
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.windows.clear()

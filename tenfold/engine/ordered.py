@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import lance
 import numpy as np
 
-from tenfold.engine.batches import Builder, Format, Place, Record
+from tenfold.engine.batches import Builder, Format, Place
 from tenfold.engine.images import BadRowError
-from tenfold.engine.loader import _cores, _Window
+from tenfold.engine.records import Reader, Record, cores
 from tenfold.engine.streams import SampleRandom
 from tenfold.errors import InputError
 
@@ -49,14 +49,15 @@ def in_order(
     Raises InputError naming the row where one cannot be used.
     """
     rows = table.count_rows() if n is None else n
-    with ThreadPoolExecutor(workers or _cores(), "tenfold-eval") as pool:
+    reader = Reader(table, form.columns)
+    with ThreadPoolExecutor(workers or cores(), "tenfold-eval") as pool:
         waiting: deque[tuple[Builder[B], list[Future[None]]]] = deque()
         for number, start in enumerate(range(0, rows, batch)):
             if number % world != rank:
                 continue
             stop = min(start + batch, rows)
             span = np.arange(start, stop)
-            window = _Window(span, table.take(span.tolist(), columns=list(form.columns)))
+            window = reader.read(span)
             found = [window.record(int(row)) for row in span]
             builder = form.begin(Place(number, 0, number, range(stop - start)))
             chunks = [range(i, min(i + CHUNK, len(found))) for i in range(0, len(found), CHUNK)]

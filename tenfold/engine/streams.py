@@ -108,9 +108,15 @@ class Plan(BaseModel):
 
     def rows(self, epoch: int, step: int, slots: range | np.ndarray | None = None) -> np.ndarray:
         """Table rows, int64 [len(slots)], of `slots` (all by default) of a step inside an epoch."""
+        return self.locate(epoch, step, slots)[0]
+
+    def locate(
+        self, epoch: int, step: int, slots: range | np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Table row, stream, and window in it, int64 [len(slots)] each, of the slots of a step inside an epoch."""
         streams, places = self.positions(step, slots)
-        rows = np.empty(len(streams), np.int64)
         windows = self.window_of(streams, places)
+        rows = np.empty(len(streams), np.int64)
         order = np.lexsort((windows, streams))
         cuts = np.flatnonzero((np.diff(streams[order]) != 0) | (np.diff(windows[order]) != 0)) + 1
         for group in np.split(order, cuts):
@@ -118,7 +124,7 @@ class Plan(BaseModel):
                 stream, window = int(streams[group[0]]), int(windows[group[0]])
                 start = self.window_bounds(stream, window)[0]
                 rows[group] = self.window_rows(epoch, stream, window)[places[group] - start]
-        return rows
+        return rows, streams, windows
 
     def positions(self, step: int, slots: range | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Stream and place in it, int64 [len(slots)] each, of the slots of a step inside an epoch.
