@@ -19,6 +19,7 @@ class Server:
         statuses: the next answers are these errors.
         ranges, etag, length, kind: what it offers and says.
         asked: the `Range` of each request so far.
+        pause_after: bytes after which answers stand still (for a minute), or None.
     """
 
     def __init__(self, content: bytes = CONTENT) -> None:
@@ -29,6 +30,8 @@ class Server:
         self.length = True
         self.kind = "application/octet-stream"
         self.asked: list[str | None] = []
+        self.pause_after: int | None = None
+        self.closed = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -66,6 +69,11 @@ class Server:
         if self.etag:
             handler.send_header("ETag", self.etag)
         handler.end_headers()
+        if self.pause_after is not None:
+            handler.wfile.write(body[: self.pause_after])
+            handler.wfile.flush()
+            self.closed.wait(60)
+            return
         cut = self.cuts.pop(0) if self.cuts else len(body)
         handler.wfile.write(body[:cut])
         handler.wfile.flush()
@@ -75,5 +83,6 @@ class Server:
 
     def close(self) -> None:
         """Stop; the port refuses connections from now on."""
+        self.closed.set()
         self.http.shutdown()
         self.http.server_close()

@@ -119,8 +119,8 @@ def _attempt(url: str, to: Path, have: int, advance: Callable[[int], None], read
         weak = etag is None or etag.startswith("W/")
         tag.write_text(json.dumps({"url": url, "validator": answer.headers.get("Last-Modified") if weak else etag}))
         got = 0
-        with open(part, "ab" if resumed else "wb") as file:
-            while piece := answer.read(PIECE):
+        with open(part, "ab" if resumed else "wb", buffering=0) as file:  # what has come is kept, also by kill -9
+            while piece := answer.read1(PIECE):
                 file.write(piece)
                 got += len(piece)
                 advance(len(piece))

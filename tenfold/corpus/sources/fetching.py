@@ -27,6 +27,7 @@ from tenfold.corpus.sources.spec import Bars, Built, Spec, no_bars
 from tenfold.errors import InputError, StorageError
 from tenfold.manifest import Manifest, digest_bytes, digest_json
 
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 FORMAT = 1  # of the folders written here; a folder of another format is made anew
 
 
@@ -89,7 +90,7 @@ def fetch(
     try:
         return _fetch(spec, Path(storage.normalise(to)) / spec.name, from_dir, where, offline, verify, bars)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
+        if error.errno in UNWRITABLE:
             raise StorageError(
                 f"{error.filename or to} cannot be written: {error.strerror}",
                 "choose a --to (and a TENFOLD_CACHE) that you may write to, with room for the data",
