@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 16, 40  # margins for axis texts
+WIDTH, HEIGHT = 440, 262
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 30, 42  # margins for axis texts
 
 
 def short(value: float) -> str:
@@ -46,16 +46,15 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[int]], *, what: st
     scale = ticks(top)
     inner, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     slot = inner / max(len(labels), 1)
-    width = min(slot * 0.84 / len(series), 46)
     out = [_grid_y(scale, tall)]
     total = {name: sum(values) for name, values in series.items()}
     for at, label in enumerate(labels):
-        middle = LEFT + slot * (at + 0.5)
-        for nth, (name, values) in enumerate(series.items()):
-            if not values[at]:
-                continue
+        present = [(nth, name, values) for nth, (name, values) in enumerate(series.items()) if values[at]]
+        # Bars share the place of their label; one that has it alone is as wide as both.
+        width = min(slot * 0.84 / max(len(present), 1), 46)
+        for place, (nth, name, values) in enumerate(present):
             height = max(tall * values[at] / scale[-1], 1)
-            left = middle + width * (nth - len(series) / 2)
+            left = LEFT + slot * (at + 0.5) + width * (place - len(present) / 2)
             share = f"{100 * values[at] / total[name]:.3g} %"
             tip = f"{x} {label}: {values[at]:,} ({share})" + (f", {name}" if len(series) > 1 else "")
             out.append(
@@ -65,10 +64,10 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[int]], *, what: st
             if len(labels) * len(series) <= 10:
                 out.append(_text(left + width / 2, TOP + tall - height - 4, share, "value", "middle"))
     widest = max((len(label) for label in labels), default=1)
-    every = max(1, math.ceil(widest * 6.6 / slot))
+    every = max(1, math.ceil((widest * 8 + 5) / slot))  # a phone shows texts larger
     for at, label in enumerate(labels):
         if at % every == 0:
-            out.append(_text(LEFT + slot * (at + 0.5), HEIGHT - BOTTOM + 15, label, "", "middle"))
+            out.append(_text(LEFT + slot * (at + 0.5), HEIGHT - BOTTOM + 16, label, "", "middle"))
     return _chart(out, what, x, y)
 
 
@@ -101,11 +100,11 @@ def rank_frequency(series: Mapping[str, np.ndarray], cut_offs: Sequence[int], *,
     for power in range(decades_x + 1):
         at = across(10**power)
         out.append(f'<line class="grid" y1="{TOP}" y2="{TOP + tall}" x1="{at:.1f}" x2="{at:.1f}"/>')
-        out.append(_text(at, HEIGHT - BOTTOM + 15, short(10**power), "", "end" if power == decades_x else "middle"))
+        out.append(_text(at, HEIGHT - BOTTOM + 16, short(10**power), "", "end" if power == decades_x else "middle"))
     for cut in cut_offs:
         at = down(cut)
         out.append(f'<line class="cut" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        out.append(_text(LEFT + 5, at - 4, f"{cut} images", "cut-text", "start"))
+        out.append(_text(WIDTH - RIGHT - 4, at - 4, f"{cut} images", "cut-text", "end"))
     for nth, (name, counts) in reversed(list(enumerate(falling.items()))):
         if not len(counts):
             continue

@@ -14,6 +14,7 @@ closed state says so in its manifest (`facts.closed`, kept by later steps), and 
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,22 +84,15 @@ class Hierarchy:
         size = len(classes)
         child, parent = _edges(classes.parents)
         depth = np.zeros(size, np.int32)
-        while True:
-            deeper = depth.copy()
-            np.maximum.at(deeper, child, depth[parent] + 1)
-            if np.array_equal(deeper, depth):
-                break
-            depth = deeper
-        ones = np.ones(size + len(child), np.float32)
-        itself = np.arange(size)
-        reach = sparse.csr_array(
-            (ones, (np.concatenate([itself, child]), np.concatenate([itself, parent]))), shape=(size, size)
-        )
-        reach.data[:] = 1
-        for _ in range(int(depth.max(initial=0)).bit_length()):  # squaring doubles the length of the ways covered
-            reach = reach @ reach
-            reach.data[:] = 1  # several ways to an ancestor count once
-        reach.sort_indices()
+        lineages: list[list[int]] = [[]] * size
+        for index in parents_first(classes.parents):
+            own = classes.parents[index]
+            # Several ways to an ancestor count once, so several parents are united.
+            lineages[index] = sorted({index}.union(*(lineages[p] for p in own)))
+            depth[index] = max((depth[p] + 1 for p in own), default=0)
+        offsets = np.zeros(size + 1, np.int64)
+        np.cumsum([len(lineage) for lineage in lineages], out=offsets[1:])
+        lineage = np.fromiter(itertools.chain.from_iterable(lineages), np.int32, int(offsets[-1]))
         children = np.bincount(parent, minlength=size)
         statistics = HierarchyStatistics(
             classes=size,
@@ -110,9 +104,9 @@ class Hierarchy:
             deepest=classes.names[int(depth.argmax())] if size else "",
             fan_out=int(children.max(initial=0)),
             widest=classes.names[int(children.argmax())] if size else "",
-            mean_lineage=round(reach.nnz / max(size, 1), 3),
+            mean_lineage=round(len(lineage) / max(size, 1), 3),
         )
-        return cls(reach.indptr.astype(np.int64), reach.indices.astype(np.int32), depth, statistics)
+        return cls(offsets, lineage, depth, statistics)
 
     def of_class(self, index: int) -> np.ndarray:
         """A class and all its ancestors, ascending indices."""
@@ -139,6 +133,22 @@ def check(classes: Classes) -> None:
             f"the class hierarchy has a cycle of {len(cycle)} classes: {names} (each arrow points to a parent)",
             "take one of these parents out of the class list",
         )
+
+
+def parents_first(parents: Sequence[Sequence[int]]) -> list[int]:
+    """All classes in an order in which each comes behind its parents; those on or below a cycle are missing."""
+    waiting = [len(set(own)) for own in parents]
+    children: list[list[int]] = [[] for _ in parents]
+    for index, own in enumerate(parents):
+        for parent in set(own):
+            children[parent].append(index)
+    order = [index for index, count in enumerate(waiting) if not count]
+    for index in order:  # grows meanwhile
+        for child in children[index]:
+            waiting[child] -= 1
+            if not waiting[child]:
+                order.append(child)
+    return order
 
 
 def find_cycle(parents: Sequence[Sequence[int]]) -> list[int] | None:

@@ -28,7 +28,7 @@ from tenfold.corpus.hierarchy import state
 from tenfold.corpus.survey import Numbers, survey
 from tenfold.corpus.table import Corpus
 from tenfold.corpus.tail import CUT_OFFS
-from tenfold.corpus.tree import class_tree, lines
+from tenfold.corpus.tree import FIRST, class_tree, lines
 from tenfold.errors import InputError
 from tenfold.manifest import Manifest, digest_bytes
 
@@ -140,8 +140,8 @@ def render(corpus: Corpus, numbers: Numbers, rows_of: np.ndarray) -> str:
         sheet=[pictures[row] for row in range(min(SHEET, corpus.rows))],
         samples={index: [pictures[row] for row in rows] for index, rows in beside.items()},
         tree=list(lines(top)),
-        more=top.more,
-        more_images=top.more_images,
+        top=top,
+        first=FIRST,
         shown_classes=len(shown),
         names=classes.names,
         titles=classes.titles,
@@ -149,6 +149,7 @@ def render(corpus: Corpus, numbers: Numbers, rows_of: np.ndarray) -> str:
         given=given.tolist(),
         largest=int(now.max(initial=1)) or 1,
         before_chart=both,
+        gains=_gains(classes.titles, given, now) if both else [],
         gates=[_gate(gate) for gate in numbers.gates],
         states=numbers.states,
         tags=tags,
@@ -169,6 +170,12 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
+def _gains(titles: Sequence[str], given: np.ndarray, now: np.ndarray) -> list[tuple[str, int, int]]:
+    """The classes that closing gave most images: title, images before and after."""
+    order = np.argsort(given - now, kind="stable")[:7]
+    return [(titles[i], int(given[i]), int(now[i])) for i in order if now[i] > given[i]]
+
+
 def _charts(c: Numbers, now: np.ndarray, given: np.ndarray, both: bool) -> dict[str, Any]:
     per_image = {"with ancestors": c.per_image} if both else {"labels": c.per_image}
     if both and c.given:
@@ -182,6 +189,7 @@ def _charts(c: Numbers, now: np.ndarray, given: np.ndarray, both: bool) -> dict[
             labels, series, what="Histogram of labels an image", x="labels an image", y="images"
         ),
         "votes_chart": votes
+        and len(votes.labels) > 1
         and charts.bars(
             votes.labels, {"labels": votes.counts}, what="Histogram of the votes of labels", x="votes", y="labels"
         ),

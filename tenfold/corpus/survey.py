@@ -44,8 +44,8 @@ class Given(BaseModel):
         labels: of all images.
         per_image: histogram of labels an image.
         votes: histogram of the votes of single labels.
-        agreement: images by the share of their votes that the most voted label has; None where no image has several
-            votes.
+        agreement: images by the share of their votes that the most voted label has; None where every label has one
+            vote, as labels from the web have: they say nothing about agreement.
         unanimous: share of images with votes in which one label has all of them; None as above.
     """
 
@@ -147,7 +147,6 @@ class _Labels:
     per_image: np.ndarray
     votes: Counter[float]
     agreement: Counter[float]
-    voted: int = 0  # images with more than one vote
 
     @classmethod
     def of(cls, classes: int) -> _Labels:
@@ -167,7 +166,6 @@ class _Labels:
         if len(votes):
             first = (np.cumsum(lengths) - lengths)[lengths > 0]
             most, total = np.maximum.reduceat(votes, first), np.add.reduceat(votes, first)
-            self.voted += int((total > 1).sum())
             share = (most / np.where(total > 0, total, np.inf)).round(3)
             for value, times in zip(*np.unique(share, return_counts=True), strict=True):
                 self.agreement[float(value)] += int(times)
@@ -175,7 +173,7 @@ class _Labels:
 
     def given(self, corpus: Corpus) -> Given:
         """What was counted, for a state with labels as they were given."""
-        labels, voted = int(self.counts.sum()), sum(self.agreement.values())
+        labels, voted = int(self.counts.sum()), self.votes.keys() - {1.0}
         return Given(
             tag=corpus.tag,
             digest=corpus.digest,
@@ -183,8 +181,8 @@ class _Labels:
             labels_per_image=round(labels / max(corpus.rows, 1), 4),
             per_image=_of_counts(self.per_image),
             votes=_of_values(self.votes),
-            agreement=_shares(self.agreement) if self.voted else None,
-            unanimous=round(self.agreement[1.0] / voted, 4) if self.voted else None,
+            agreement=_shares(self.agreement) if voted else None,
+            unanimous=round(self.agreement[1.0] / sum(self.agreement.values()), 4) if voted else None,
         )
 
 
@@ -214,7 +212,7 @@ def survey(corpus: Corpus) -> tuple[Numbers, np.ndarray]:
         sources.update(part.split("/", 1)[0].split("#", 1)[0] for part in batch["source"].to_pylist())
         bits = batch["flags"].to_numpy(zero_copy_only=False).astype(np.uint32)
         if bits.any():
-            flags += [(bits >> bit & 1).sum() for bit in range(32)]
+            flags += np.array([np.count_nonzero(bits & (1 << bit)) for bit in range(32)])
     closed = corpus.manifest.facts.get("closed") or {}
     before = state(corpus, closed["of"], closed["digest"]) if closed else corpus
     was = now

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tenfold.corpus.hierarchy import parents_first
 from tenfold.corpus.table import Classes
 
 SHOWN = 1500  # classes in the tree at most, those with most images first
-CHILDREN = 60  # children shown of one class
+CHILDREN = 400  # children of one class at most
+FIRST = 40  # of them that are not folded away behind one more line
 OPEN = 48  # rows that are unfolded from the start
 
 
@@ -24,7 +26,8 @@ class Node:
         index: class index.
         chain: classes above it that have this one child and the same images, shown on the same line, topmost first.
         children: shown children, most images first.
-        more: children left out, and `more_images` labels on them.
+        more: children with images that are left out, and `more_images` labels on them.
+        empty: children without an image at or below them, which are left out.
         also: under which other class (index) this one is shown in full; -1 where it is shown here.
         open: unfolded from the start.
     """
@@ -34,6 +37,7 @@ class Node:
     children: list[Node] = field(default_factory=list)
     more: int = 0
     more_images: int = 0
+    empty: int = 0
     also: int = -1
     open: bool = False
 
@@ -50,9 +54,8 @@ def class_tree(classes: Classes, counts: np.ndarray) -> tuple[Node, list[int]]:
         for above in parents:
             children[above].append(own)
     size = counts.tolist()
-    for below in children:
-        below.sort(key=lambda c: (-size[c], c))
-    roots = sorted((c for c, p in enumerate(classes.parents) if not p), key=lambda c: (-size[c], c))
+    weight = _weights(classes, counts)
+    roots = [c for c, p in enumerate(classes.parents) if not p]
     top = Node(-1)
     home: dict[int, Node] = {}  # class -> the node it is shown under in full
     shown: list[int] = []
@@ -60,9 +63,11 @@ def class_tree(classes: Classes, counts: np.ndarray) -> tuple[Node, list[int]]:
     queue: list[tuple[int, int, int, Node]] = []
 
     def offer(node: Node, below: list[int], room: int) -> None:
-        node.more, node.more_images = len(below[room:]), sum(size[c] for c in below[room:])
-        for child in below[:room]:
-            heapq.heappush(queue, (-size[child], next(turn), child, node))
+        filled = sorted((c for c in below if weight[c]), key=lambda c: (-weight[c], c))
+        node.empty = len(below) - len(filled)
+        node.more, node.more_images = len(filled[room:]), sum(size[c] for c in filled[room:])
+        for child in filled[:room]:
+            heapq.heappush(queue, (-weight[child], next(turn), child, node))
 
     offer(top, roots, SHOWN)
     while queue:
@@ -82,13 +87,22 @@ def class_tree(classes: Classes, counts: np.ndarray) -> tuple[Node, list[int]]:
     return top, shown
 
 
+def _weights(classes: Classes, counts: np.ndarray) -> list[int]:
+    """For each class the most images of any class at or below it: its own, where labels are closed."""
+    weight: list[int] = counts.tolist()
+    for index in reversed(parents_first(classes.parents)):
+        for parent in classes.parents[index]:
+            weight[parent] = max(weight[parent], weight[index])
+    return weight
+
+
 def _fold(top: Node, classes: Classes, size: list[int]) -> None:
     """Put a class and its only child on one line, where both have the same images."""
     stack = [top]
     while stack:
         node = stack.pop()
         for at, child in enumerate(node.children):
-            while len(child.children) == 1 and not child.more:
+            while len(child.children) == 1 and not child.more and not child.empty:
                 below = child.children[0]
                 if below.also >= 0 or size[below.index] != size[child.index] or len(classes.parents[below.index]) > 1:
                     break
@@ -103,7 +117,7 @@ def _unfold(top: Node) -> None:
     rows, level = len(top.children), top.children
     while level:
         below = [child for node in level for child in node.children]
-        rows += len(below)
+        rows += sum(min(len(node.children), FIRST) for node in level)
         if not below or rows > OPEN:
             return
         for node in level:
@@ -112,11 +126,20 @@ def _unfold(top: Node) -> None:
 
 
 def lines(top: Node) -> Iterator[tuple[str, Node]]:
-    """The tree as a flat sequence, for a template: `("open", node)`, …, `("close", node)`, or `("leaf", node)`."""
-    stack = [("leaf" if not n.children and not n.more else "open", n) for n in reversed(top.children)]
+    """The tree as a flat sequence, for a template.
+
+    `("open", node)`, …, `("close", node)` around children, `("leaf", node)` without; `("rest", node)`, …,
+    `("end", node)` around the children of a node behind its first FIRST ones.
+    """
+
+    def below(node: Node) -> list[tuple[str, Node]]:
+        kinds = ["open" if n.children or n.more or n.empty else "leaf" for n in node.children]
+        out = list(zip(kinds, node.children, strict=True))
+        return [*out[:FIRST], ("rest", node), *out[FIRST:], ("end", node)] if len(out) > FIRST + 5 else out
+
+    stack = below(top)[::-1]
     while stack:
         kind, node = stack.pop()
         yield kind, node
         if kind == "open":
-            stack.append(("close", node))
-            stack += [("leaf" if not n.children and not n.more else "open", n) for n in reversed(node.children)]
+            stack += [("close", node), *below(node)[::-1]]
