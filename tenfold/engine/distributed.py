@@ -9,10 +9,7 @@ Bitwise equal runs on CPU need three things that are set here: torch's determini
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -118,9 +115,3 @@ def is_peer_lost(error: BaseException) -> bool:
         return True
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies (Linux), so that no rank trains on unseen."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -17,7 +17,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from tenfold.engine.distributed import die_with_parent
+from tenfold.engine.parent import die_with_parent
 
 
 def main(path: str, arguments: list[str]) -> None:

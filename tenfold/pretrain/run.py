@@ -22,10 +22,11 @@ from tenfold import storage
 from tenfold.corpus.table import Corpus
 from tenfold.engine.batches import LabelledImages
 from tenfold.engine.checkpoint import Checkpointer, load_trunk
-from tenfold.engine.distributed import Device, World, die_with_parent, is_peer_lost, join, leave
+from tenfold.engine.distributed import Device, World, is_peer_lost, join, leave
 from tenfold.engine.exits import run_rank
 from tenfold.engine.loader import Loader
 from tenfold.engine.loop import Hook, LoopConfig, NonFiniteLossError, Outcome, train
+from tenfold.engine.parent import die_with_parent
 from tenfold.engine.steplog import StepLog
 from tenfold.errors import InputError
 from tenfold.pretrain.folder import Run, checkpoints_of, initial_digest, read_folder

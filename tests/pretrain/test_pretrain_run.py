@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import random
@@ -12,15 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lance
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 from rank_processes import Ranks
+from small_corpus import make_corpus
 
-from tenfold.corpus import table
 from tenfold.corpus.table import Corpus
 from tenfold.engine.checkpoint import latest, list_checkpoints, load_trunk, load_weights
 from tenfold.engine.distributed import World, is_peer_lost
@@ -37,36 +32,6 @@ from tenfold.recipes.overrides import override
 from tenfold.recipes.pretrain import recipe as named
 
 STEPS = 40
-
-
-def make_corpus(uri: str, rows: int, leaves: int = 9) -> Corpus:
-    """Patches of colour with noise, of 9 classes below 3: something to learn."""
-    rng = np.random.default_rng(0)
-    images = []
-    for i in range(rows):
-        leaf = int(rng.integers(leaves))
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        pixels[:, :, leaf % 3] = 25 * leaf
-        file = io.BytesIO()
-        Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR).save(file, "PNG")
-        images.append((hashlib.sha256(f"{i}".encode()).hexdigest(), file.getvalue(), [leaf, leaves + leaf % 3]))
-    ranks = table.rank_of([i for i, _, _ in images])
-    order = np.argsort(ranks)
-    columns: dict[str, list[Any]] = {
-        "id": [images[i][0] for i in order],
-        "rank": ranks[order].tolist(),
-        "image": [images[i][1] for i in order],
-        "width": [32] * rows,
-        "height": [32] * rows,
-        "labels": [images[i][2] for i in order],
-        "votes": [[1.0, 1.0]] * rows,
-        "source": ["synthetic"] * rows,
-        "flags": [0] * rows,
-    }
-    arrays = [pa.array(columns[field.name], field.type) for field in table.IMAGES]
-    lance.write_dataset(pa.table(arrays, schema=table.IMAGES), f"{uri}/images.lance")
-    classes = table.Classes.flat([f"class {i}" for i in range(leaves + 3)])
-    return table.commit(uri, "closed", classes=classes, recipe={}, inputs=[], facts={"salt": "tenfold"})
 
 
 @pytest.fixture(scope="module")
