@@ -7,11 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tenfold.cli.common import JsonFlag, emit, progress
-from tenfold.cli.corpus import corpus_app
-
-CorpusArgument = Annotated[
-    str, typer.Argument(help="Corpus folder or s3:// address; CORPUS@STATE for an earlier state.")
-]
+from tenfold.cli.corpus import CorpusArgument, corpus_app
 
 
 @corpus_app.command()
@@ -35,7 +31,7 @@ def close(
     opened = Corpus.open(corpus)
     classes = read_classes(hierarchy) if hierarchy else None
     with progress("closing labels"):
-        _, result = library.close(opened, votes=votes, tag=tag, hierarchy=classes)
+        closed, result = library.close(opened, votes=votes, tag=tag, hierarchy=classes)
 
     def render(r: library.Closing) -> None:
         h = r.hierarchy
@@ -51,9 +47,11 @@ def close(
             f"votes={r.votes})"
         )
         gains = sorted(r.per_class.items(), key=lambda item: (item[1][0] - item[1][1], item[0]))
-        print(f"  {'class':<28}{'before':>12}{'after':>12}")
+        print(f"  {'class':<40}{'before':>12}{'after':>12}   (images; the classes that gained most)")
         for name, (was, now) in gains[:10]:
-            print(f"  {name[:27]:<28}{was:>12,}{now:>12,}")
+            title = closed.classes.titles[closed.classes.index(name)]
+            shown = name if title == name else f"{title} ({name})"
+            print(f"  {shown[:39]:<40}{was:>12,}{now:>12,}")
         if len(gains) > 10:
             print(f"  … {len(gains) - 10:,} more classes: --json has all")
 

@@ -15,6 +15,7 @@ closed state says so in its manifest (`facts.closed`, kept by later steps), and 
 from __future__ import annotations
 
 import itertools
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -323,9 +324,11 @@ def close(
         hierarchy: take parents from here, joined to the corpus by class name (see `with_hierarchy`).
 
     Streaming, in memory that does not grow with the corpus. A state that is closed already is returned as it is, and
-    so is the result of the same closing done before. Raises InputError for a broken hierarchy, or for a closed state
-    that is to be closed in another way.
+    so is the result of the same closing done before. Raises InputError for a broken hierarchy, for a closed state that
+    is to be closed in another way, and for a tag that cannot be.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag) or ".." in tag:
+        raise InputError(f"--tag: {tag!r} is no name for a state", "use letters, digits, dots, dashes and underscores")
     classes = with_hierarchy(corpus.classes, hierarchy) if hierarchy else corpus.classes
     known = Hierarchy.of(classes)
     graph = graph_digest(classes)
@@ -345,6 +348,8 @@ def close(
         result, changed, before = corpus, False, given or corpus
     elif done := state(corpus, tag, key=step_key(recipe, [corpus.digest])):
         result, changed = done, False
+    elif tag == corpus.tag:
+        raise InputError(f"--tag: {tag!r} is the state that is to be closed", "give the new state another name")
     else:
         facts = {"votes": votes, "classes": graph, "of": corpus.tag, "digest": corpus.digest}
         result = corpus.rewrite(

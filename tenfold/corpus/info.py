@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from tenfold import storage
 from tenfold.corpus.table import Corpus, Flags
+from tenfold.corpus.tail import Tail, tail
 from tenfold.manifest import Manifest
 
 _CUTS = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -39,6 +40,7 @@ class Info(BaseModel):
         depth: edges on the longest way to a root; 0 without a hierarchy.
         labels: labels of all images together.
         labels_an_image: number of images by number of labels.
+        tail: how the labels are spread over the classes, with the paper's cut-offs (D-09).
         widths: least, 5 %, median, 95 % and greatest width of the stored images, pixels.
         heights: the same of heights.
         image_bytes: of all stored images; None where an older ingest did not say.
@@ -59,6 +61,7 @@ class Info(BaseModel):
     depth: int
     labels: int
     labels_an_image: dict[int, int]
+    tail: Tail
     widths: list[int]
     heights: list[int]
     image_bytes: int | None
@@ -83,6 +86,11 @@ class Info(BaseModel):
             ("images", f"{self.rows:,}" + (f" (of {self.files:,} files)" if self.files > self.rows else "")),
             ("classes", f"{self.classes:,}, {self.used_classes:,} with images, depth {self.depth}"),
             ("labels", f"{self.labels:,}, {mean:.2f} an image: {spread}"),
+            (
+                "tail",
+                f"{self.tail.below_100:,} classes with fewer than 100 images, {self.tail.below_20:,} with fewer "
+                "than 20 (the paper's JFT-300M: more than 3,000 and about 2,000)",
+            ),
             ("width", _spread(self.widths)),
             ("height", _spread(self.heights)),
             ("bytes", f"{self.image_bytes:,}{each}" if self.image_bytes is not None else "unknown"),
@@ -109,7 +117,7 @@ def describe(corpus: Corpus) -> Info:
     heights: Counter[int] = Counter()
     lengths: Counter[int] = Counter()
     flags: Counter[int] = Counter()
-    used = np.zeros(len(corpus.classes), bool)
+    images = np.zeros(len(corpus.classes), np.int64)
     for batch in corpus.batches(["width", "height", "labels", "flags"]):
         for counter, column in (
             (widths, batch["width"]),
@@ -119,7 +127,8 @@ def describe(corpus: Corpus) -> Info:
         ):
             values, counts = np.unique(column.to_numpy(zero_copy_only=False), return_counts=True)
             counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-        used[batch["labels"].flatten().to_numpy(zero_copy_only=False)] = True
+        labels = batch["labels"].flatten().to_numpy(zero_copy_only=False)
+        images += np.bincount(labels, minlength=len(images))
     states = _states(corpus)
     first = storage.join(corpus.uri, "manifests", "ingested.json")
     begun = Manifest.read(first).facts if storage.exists(first) else corpus.manifest.facts
@@ -130,10 +139,11 @@ def describe(corpus: Corpus) -> Info:
         digest=corpus.digest,
         rows=corpus.rows,
         classes=len(corpus.classes),
-        used_classes=int(used.sum()),
+        used_classes=int((images > 0).sum()),
         depth=_depth(corpus.classes.parents),
         labels=sum(length * count for length, count in lengths.items()),
         labels_an_image=dict(sorted(lengths.items())),
+        tail=tail(images, corpus.rows, corpus.classes),
         widths=_quantiles(widths),
         heights=_quantiles(heights),
         image_bytes=begun.get("image_bytes"),

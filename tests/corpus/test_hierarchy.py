@@ -285,6 +285,15 @@ def test_a_flat_corpus_takes_a_hierarchy_from_outside(tmp_path: Path) -> None:
         hierarchy.with_hierarchy(Classes.flat(["x"]), ANIMALS)
 
 
+def test_a_state_cannot_be_closed_into_itself_or_beside_the_corpus(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "c", ROWS, ANIMALS)
+    with pytest.raises(InputError, match="is the state that is to be closed"):
+        close(corpus, tag="ingested")
+    for tag in ("../x", "a/b", "", "..", "a b"):
+        with pytest.raises(InputError, match="is no name for a state"):
+            close(corpus, tag=tag)
+
+
 def test_a_broken_hierarchy_writes_nothing(tmp_path: Path) -> None:
     loop = Classes(("a", "b"), ("a", "b"), ((1,), (0,)))
     corpus = corpus_of(tmp_path / "c", [{"a": 1}], loop)
