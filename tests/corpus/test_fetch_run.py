@@ -165,18 +165,19 @@ def test_killed_while_building(server: Server, tmp_path: Path) -> None:
     assert not list((tmp_path / "data/voc2012").glob("half"))
 
 
-def test_killed_while_downloading(server: Server, tmp_path: Path) -> None:
-    """kill -9: the part is kept, and the next run asks for the rest only."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_ended_while_downloading(server: Server, tmp_path: Path, how: signal.Signals) -> None:
+    """kill -9 or Ctrl-C on a stalled server: the run ends at once, the next one asks for the rest only."""
     server.pause_after = 20_000
     values = {"url": server.url, "sha": hashlib.sha256(server.content).hexdigest()}
     script = SLOW.format(**values, to=str(tmp_path / "data"), cache=str(tmp_path / "cache"))
-    process = subprocess.Popen([sys.executable, "-c", script])
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     part = tmp_path / "cache/voc.tar.unchecked.part"
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    process.wait(timeout=10)  # the server stays silent for longer
     size = part.stat().st_size
     assert 0 < size <= 20_000
     server.pause_after, server.asked = None, []
@@ -184,6 +185,20 @@ def test_killed_while_downloading(server: Server, tmp_path: Path) -> None:
     assert result.status == "fetched"
     assert server.asked == [f"bytes={size}-"]
     assert names(tmp_path / "cache") == ["voc.tar"]
+
+
+def test_a_part_that_is_not_needed(server: Server, tmp_path: Path) -> None:
+    """A part that is only nice to have does not stop the fetch; what its places answered is still told."""
+    extra = Archive("tree", "the tree", (Place("http", "http://host.invalid/x", "x", sha256="0" * 64),), optional=True)
+    wanted = spec(server)
+    result = fetching.fetch(
+        replace(wanted, archives=(*wanted.archives, extra)), tmp_path / "data", cache=tmp_path / "cache"
+    )
+    assert result.status == "fetched"
+    assert result.tried["tree"] == [{"place": "http://host.invalid/x", "answer": "no such host (no network?)"}]
+    extra = replace(extra, optional=False)
+    with pytest.raises(StorageError, match="the tree could not be had"):
+        fetching.fetch(replace(wanted, archives=(*wanted.archives, extra)), tmp_path / "b", cache=tmp_path / "cache")
 
 
 def test_two_at_a_time(server: Server, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from tenfold.errors import StorageError
 
 T = TypeVar("T")
 CONNECT_SECONDS = 4.0  # an official address that does not answer must not hold up the package behind it
-READ_SECONDS = 30.0
-TRIES = 5  # in a row without a single new byte
+READ_SECONDS = 20.0
+TRIES = 5  # in a row without a single new byte; a server that accepts and stays silent from the start gets one
 PIECE = 1 << 18
 
 
@@ -55,7 +55,7 @@ def download(
     """
     _reach(url)
     part, tag = to.with_name(to.name + ".part"), to.with_name(to.name + ".part.json")
-    fruitless, counted = 0, 0
+    fruitless, counted, heard = 0, 0, False
     while True:
         before = _resumable(url, part, tag)
         if before > counted:
@@ -72,15 +72,22 @@ def download(
             complete, answer = False, f"answered {error.code} {error.reason}"
         except (OSError, http.client.HTTPException, ssl.SSLError) as error:
             complete, answer = False, explain(error)
+            if isinstance(error, TimeoutError) and not heard and _size(part) == before:
+                raise UnavailableError(answer) from None
         if complete:
             os.replace(part, to)
             tag.unlink(missing_ok=True)
             return
-        counted = part.stat().st_size if part.exists() else 0
+        counted = _size(part)
+        heard = heard or counted > before
         fruitless = 0 if counted > before else fruitless + 1
         if fruitless >= TRIES:
             raise UnavailableError(f"{answer} ({TRIES} tries; {counted:,} bytes are kept for the next run)")
         time.sleep(min(pause * 2**fruitless, 8.0))
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _resumable(url: str, part: Path, tag: Path) -> int:

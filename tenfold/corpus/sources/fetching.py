@@ -11,7 +11,8 @@ import os
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,17 +212,17 @@ def _obtain_all(
     refused: list[NotHadError] = []
     sizes = sum(archive.places[-1].size or 0 for archive in spec.archives)
     stopped = threading.Event()
-    with bars("downloading, MB", sizes / 1e6 or None) as advance, ThreadPoolExecutor(len(spec.archives)) as pool:
+    with bars("downloading, MB", sizes / 1e6 or None) as advance:
 
         def one(archive: Archive) -> Obtained:
             def arrived(count: int) -> None:
-                if stopped.is_set():  # the pool waits for its threads: Ctrl-C has to reach them
+                if stopped.is_set():
                     raise KeyboardInterrupt
                 advance(count / 1e6, archive.key)
 
             return obtain(archive, cache=cache, also=also, offline=offline, advance=arrived)
 
-        futures = {archive: pool.submit(one, archive) for archive in spec.archives}
+        futures = {archive: _in_background(one, archive) for archive in spec.archives}
         try:
             for archive, future in futures.items():
                 try:
@@ -241,6 +242,20 @@ def _obtain_all(
         message = f"{spec.name}: " + "\n  ".join(error.message for error in refused)
         raise StorageError(message, spec.login.format(cache=cache) if spec.login else refused[0].cure)
     return parts, tried
+
+
+def _in_background(call: Callable[[Archive], Obtained], archive: Archive) -> Future[Obtained]:
+    """Run in a thread that nobody waits for at the end: Ctrl-C ends a fetch at once, also while a server is silent."""
+    future: Future[Obtained] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(archive))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _has_archives(spec: Spec, folder: Path) -> bool:
