@@ -6,7 +6,9 @@ is for handing a small corpus on, and for the class subset, whose labels differ.
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,8 +39,8 @@ def subset(
         corpus: the state to copy from.
         to: folder or `s3://` address of the new corpus.
         n: how many images, the first in order of rank; of the class subset where `classes` are given too.
-        classes: names of the classes to keep, in their new order; images without any of them are left out. A class's
-            new parents are its nearest kept ancestors.
+        classes: names (or titles) of the classes to keep, in their new order; images without any of them are left out.
+            A class's new parents are its nearest kept ancestors.
         advance: called with the number of images written so far more, and a note.
 
     Streams in bounded memory. The manifest is written last, so an interrupted copy is no corpus, and running it again
@@ -46,6 +48,7 @@ def subset(
     beyond what there is, and where another corpus lies at `to`.
     """
     to = storage.normalise(to)
+    classes = resolve(corpus.classes, classes) if classes is not None else None
     recipe = {"verb": "corpus subset", "n": n, "classes": classes}
     if storage.exists(storage.join(to, "manifest.json")):
         there = Corpus.open(to)
@@ -94,6 +97,28 @@ def subset(
         facts["closed"] = None if not facts.get("closed") else {**facts["closed"], "classes": graph_digest(kept)}
     part = {"of": corpus.manifest.uri, "tag": corpus.tag, "digest": corpus.digest, "rows": corpus.rows}
     return commit(to, "subset", classes=kept, recipe=recipe, inputs=[corpus.digest], facts={**facts, "subset_of": part})
+
+
+def resolve(classes: Classes, names: list[str]) -> list[str]:
+    """Class names for names or titles; a title has to belong to one class only.
+
+    Raises InputError for what is neither, naming the nearest names.
+    """
+    known, titled = set(classes.names), Counter(classes.titles)
+    by_title = dict(zip(classes.titles, classes.names, strict=True))
+    out = []
+    for name in names:
+        if name not in known and titled[name] > 1:
+            these = ", ".join(n for n, t in zip(classes.names, classes.titles, strict=True) if t == name)
+            raise InputError(f"{name!r} is the title of {titled[name]} classes", f"name one of them: {these}")
+        if name not in known and not titled[name]:
+            near = difflib.get_close_matches(name, [*classes.names, *classes.titles], 3)
+            raise InputError(
+                f"no class has the name or title {name!r}",
+                f"did you mean {', '.join(near)}?" if near else "`tenfold corpus report` shows the classes",
+            )
+        out.append(name if name in known else by_title[name])
+    return out
 
 
 def select_classes(classes: Classes, names: list[str]) -> tuple[Classes, np.ndarray]:

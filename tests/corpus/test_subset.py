@@ -242,6 +242,16 @@ def test_nearest_kept_ancestors() -> None:
         select_classes(diamond, [])
 
 
+def test_classes_are_found_by_name_or_title() -> None:
+    classes = Classes(("n1", "n2", "n3", "crane"), ("crane", "crane", "dog", "a lift"), ((),) * 4)
+    assert module.resolve(classes, ["dog", "n1", "crane"]) == ["n3", "n1", "crane"]  # a name goes before a title
+    with pytest.raises(InputError, match=r"no class has the name or title 'dogs'\n.*did you mean dog\?"):
+        module.resolve(classes, ["dogs"])
+    twice = Classes(("n1", "n2"), ("crane", "crane"), ((), ()))
+    with pytest.raises(InputError, match=r"title of 2 classes\n.*n1, n2"):
+        module.resolve(twice, ["crane"])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 5)), max_size=8), st.permutations(range(6)), st.integers(1, 6))
 def test_keep_classes_equals_brute_force(rows: list[set[int]], order: list[int], kept: int) -> None:
