@@ -11,7 +11,7 @@ from tenfold.engine.images import AnyTransform
 from tenfold.engine.optim import Clock, OptimizerConfig, ScheduleConfig, learning_rate_at
 from tenfold.errors import InputError
 from tenfold.nets.precision import Precision
-from tenfold.nets.trunk import TrunkConfig
+from tenfold.nets.trunk_config import TrunkConfig
 from tenfold.pretrain.head import HeadConfig
 
 

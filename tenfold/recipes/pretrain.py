@@ -14,7 +14,7 @@ from typing import Literal
 from tenfold.engine.images import CropTransform, PadTransform
 from tenfold.engine.optim import OptimizerConfig, ScheduleConfig
 from tenfold.errors import InputError
-from tenfold.nets.trunk import TrunkConfig
+from tenfold.nets.trunk_config import TrunkConfig
 from tenfold.pretrain.config import CheckpointConfig, LengthConfig, MonitorConfig, PretrainRecipe
 from tenfold.pretrain.head import HeadConfig
 
