@@ -16,6 +16,11 @@ from pathlib import Path
 from tenfold.corpus.sources.places import Place, UnavailableError
 
 POLL_SECONDS = 0.1
+# What npm, pip and apt-get print where they reach nobody.
+NO_NETWORK = (
+    "ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT", "ENETUNREACH", "NewConnectionError", "ConnectTimeoutError",
+    "NameResolutionError", "Could not resolve", "Temporary failure resolving", "Could not connect", "Unable to connect",
+)  # fmt: skip
 
 
 def fetch_package(place: Place, to: Path, advance: Callable[[int], None] = lambda _: None) -> None:
@@ -103,10 +108,17 @@ def _run(command: list[str], aside: Path, advance: Callable[[int], None]) -> str
         if process.returncode == 0:
             return None
         output.seek(0)
-        lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
-    # Clients print the cause first and advice after it; the first line that speaks of an error is the cause.
-    said = next((line for line in lines if "error" in line.lower() or line.startswith("E:")), "")
-    return f"{Path(command[0]).name} failed: {said or (lines[-1] if lines else f'exit code {process.returncode}')}"
+        said = output.read().decode(errors="replace")
+    return f"{Path(command[0]).name} failed: {_cause(said) or f'exit code {process.returncode}'}"
+
+
+def _cause(said: str) -> str:
+    """Why a client failed, in one line out of its many."""
+    if any(sign in said for sign in NO_NETWORK):
+        return "its registry cannot be reached (no network?)"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("ERROR", "E:", "npm error", "error"))]
+    return (errors or lines or [""])[0][:200]  # clients print the cause first and advice after it
 
 
 def _size(folder: Path) -> int:

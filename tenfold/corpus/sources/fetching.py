@@ -22,7 +22,7 @@ from tenfold import storage
 from tenfold.corpus.sources import card, inventory
 from tenfold.corpus.sources.base import classes_json
 from tenfold.corpus.sources.download import check_space
-from tenfold.corpus.sources.obtain import NotHadError, cache_folder, locked, obtain
+from tenfold.corpus.sources.obtain import NotHadError, cache_folder, cure, locked, obtain
 from tenfold.corpus.sources.places import Archive, Obtained
 from tenfold.corpus.sources.spec import Bars, Built, Spec, no_bars
 from tenfold.errors import InputError, StorageError
@@ -240,7 +240,8 @@ def _obtain_all(
             raise
     if refused:
         message = f"{spec.name}: " + "\n  ".join(error.message for error in refused)
-        raise StorageError(message, spec.login.format(cache=cache) if spec.login else refused[0].cure)
+        missing = [error.archive for error in refused]
+        raise StorageError(message, spec.login.format(cache=cache) if spec.login else cure(missing, cache))
     return parts, tried
 
 

