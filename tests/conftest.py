@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import re
@@ -16,6 +15,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,12 +23,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BUCKET = "tenfold-test"
 USER, PASSWORD = "tenfold", "tenfold-secret-key"
-
-
-def _die_with_parent() -> None:
-    """In the child before exec: end with the test process, even where that is killed (Linux: PR_SET_PDEATHSIG)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class MinioServer:
@@ -48,6 +42,10 @@ class MinioServer:
         self.bucket = BUCKET
         self.root = f"s3://{BUCKET}"
         self.process: subprocess.Popen[bytes] | None = None
+        # The server is to die with this process, even by SIGKILL. The kernel ties that to the thread that started it,
+        # so all starts come from one thread that stays.
+        self._starter = ThreadPoolExecutor(1)
+        self._tie = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -61,24 +59,45 @@ class MinioServer:
         """Start, and wait until it answers; nothing happens where it runs already."""
         if self.process and self.process.poll() is None:
             return
+        self._starter.submit(self._spawn).result()
+        self._wait()
+
+    def _spawn(self) -> None:
         env = {**os.environ, "MINIO_ROOT_USER": USER, "MINIO_ROOT_PASSWORD": PASSWORD, "MINIO_BROWSER": "off"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [self.binary, "server", "--quiet", "--address", f"127.0.0.1:{self.port}", str(self.folder / "data")],
+                [
+                    *self._tie,
+                    self.binary,
+                    "server",
+                    "--quiet",
+                    "--address",
+                    f"127.0.0.1:{self.port}",
+                    self.folder / "data",
+                ],
                 env=env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
             )
+
+    def _wait(self) -> None:
+        """Until the server serves.
+
+        The trap: `/minio/health/ready` says yes before users are loaded, and a client that comes that early gets 503
+        with `Retry-After: 60`, which some obey. A nameless request is refused (403) only when all is up.
+        """
+        assert self.process
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-                with opener.open(f"{self.endpoint}/minio/health/ready", timeout=2):
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                opener.open(f"{self.endpoint}/{self.bucket}", timeout=2).close()
+            except urllib.error.HTTPError as error:
+                if error.code == 403:
                     return
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.05)
+            except OSError:
+                pass
+            time.sleep(0.02)
         pytest.fail(f"MinIO did not start on port {self.port}:\n{self.log.read_text()[-2000:]}")
 
     def stop(self, *, hard: bool = True) -> None:
@@ -87,6 +106,11 @@ class MinioServer:
             self.process.send_signal(signal.SIGKILL if hard else signal.SIGTERM)
             self.process.wait()
             self.process = None
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.stop()
+        self._starter.shutdown()
 
 
 def minio_binary() -> str:
@@ -100,13 +124,11 @@ def minio_binary() -> str:
 @pytest.fixture(scope="session")
 def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     """One MinIO server a test process (each xdist worker has its own), with the bucket made."""
-    from minio import Minio
-
     server = MinioServer(minio_binary(), tmp_path_factory.mktemp("minio"))
+    (server.folder / "data" / BUCKET).mkdir(parents=True)  # on a single drive a bucket is a folder
     server.start()
-    Minio(f"127.0.0.1:{server.port}", USER, PASSWORD, secure=False).make_bucket(BUCKET)
     yield server
-    server.stop()
+    server.close()
     shutil.rmtree(server.folder / "data", ignore_errors=True)
 
 

@@ -68,7 +68,10 @@ def endpoint() -> str | None:
 def lance_options(uri: str) -> dict[str, str]:
     """`storage_options` for Lance at `uri`; empty for files.
 
-    The trap: Lance's own default gives up after three tries, which is less than a restart of MinIO takes.
+    The trap: Lance has three layers of retries, one around the other (the HTTP client, a throttle, the reader or the
+    listing), whose numbers multiply; by default they give up after a second where nobody listens, and go on for
+    minutes where `client_retry_timeout` alone is raised. With the numbers here a read is given up after about
+    `patience`, a listing after half as much again.
     """
     if not is_s3(uri):
         return {}
@@ -77,8 +80,10 @@ def lance_options(uri: str) -> dict[str, str]:
         "region": settings.region,
         "connect_timeout": f"{settings.connect_timeout:g}s",
         "timeout": f"{max(60.0, settings.read_timeout):g}s",  # of a whole request, body included
-        "client_max_retries": str(retries(settings.patience)),
-        "client_retry_timeout": str(max(1, round(settings.patience))),
+        "client_max_retries": "1000",  # time is the limit, not their number
+        "client_retry_timeout": str(max(1, round(settings.patience / 4))),
+        "download_retry_count": "1",
+        "lance_aimd_max_retries": "1",  # 0 would switch off the throttle that makes Lance heed "slow down"
     }
     if settings.endpoint:
         options["endpoint"] = settings.endpoint
