@@ -12,7 +12,7 @@ help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: setup  ## from a bare checkout to an answer, on real images
-	@.venv/bin/python -m demo $(if $(FULL),--full,)
+	@scripts/demo.sh
 
 test: setup tools  ## lint, types and the quick tests
 	@$(MAKE) --no-print-directory lint

@@ -1,4 +1,5 @@
-"""The linear probe: what the frozen features of a trunk are worth on a labelled test set (R-1).
+"""The linear probe: what the frozen features of a trunk are worth on a labelled test set (R-1), and the same test for a
+head that was trained with its trunk (R-2).
 
 A softmax regression on the pooled features of the last stage. Its training set is fixed (the first images of a
 corpus), whatever the trunk was pretrained on, so that trunks can be compared. The L2 penalty is chosen on a fifth of
@@ -43,14 +44,14 @@ class Features:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Accuracy of the probe on the test set.
+    """Accuracy of a probe, or of a trained head, on the test set.
 
     Attributes:
         accuracy, low, high: share of test images that are right, with its 95 % bootstrap interval over images.
         correct: [test images] bool, in the order of the test corpus (unusable images left out), for paired comparison.
         ids: ids of those images.
-        train, test: images used.
-        penalty: the L2 penalty that was chosen.
+        train, test: images used; no training images for a head that came with its trunk.
+        penalty: the L2 penalty that was chosen; None for such a head.
     """
 
     accuracy: float
@@ -60,7 +61,7 @@ class ProbeResult:
     ids: list[str]
     train: int
     test: int
-    penalty: float
+    penalty: float | None
 
 
 def leaves(corpus: Corpus) -> list[str]:
@@ -167,7 +168,30 @@ def probe(train: Features, test: Features, classes: int, *, bootstrap: int = 100
         scores.append(float((linear(values[held_out].double()).argmax(1) == targets[held_out]).double().mean()))
     penalty = PENALTIES[int(np.argmax(scores))]
     linear = fit(values, targets, classes, penalty)
-    correct = (linear(unseen.double()).argmax(1) == test.targets[kept]).numpy()
+    return _result(linear(unseen.double()), test, kept, len(targets), penalty, bootstrap, seed)
+
+
+def judge_head(
+    weight: Tensor, bias: Tensor, rows: Sequence[int], test: Features, *, bootstrap: int = 1000, seed: int = 0
+) -> ProbeResult:
+    """Accuracy of a trained head (R-2): the highest logit among the target classes.
+
+    Args:
+        weight, bias: of the head, [classes, d] and [classes].
+        rows: row of each target class in them.
+        test: features of the trunk that was trained with the head.
+    """
+    kept = test.targets >= 0
+    if not bool(kept.any()):
+        raise InputError(f"no test image has one of the {len(rows)} target classes", "check --classes")
+    scores = test.values[kept] @ weight[list(rows)].T + bias[list(rows)]
+    return _result(scores, test, kept, 0, None, bootstrap, seed)
+
+
+def _result(
+    scores: Tensor, test: Features, kept: Tensor, train: int, penalty: float | None, bootstrap: int, seed: int
+) -> ProbeResult:
+    correct = (scores.argmax(1) == test.targets[kept]).numpy()
     low, high = accuracy_interval(correct, bootstrap, seed)
     return ProbeResult(
         accuracy=float(correct.mean()),
@@ -175,7 +199,7 @@ def probe(train: Features, test: Features, classes: int, *, bootstrap: int = 100
         high=high,
         correct=correct,
         ids=[i for i, k in zip(test.ids, kept.tolist(), strict=True) if k],
-        train=len(targets),
+        train=train,
         test=len(correct),
         penalty=penalty,
     )
