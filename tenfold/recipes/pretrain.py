@@ -95,7 +95,7 @@ def cifar10n() -> PretrainRecipe:
 
 
 def cifar10n_finetune() -> PretrainRecipe:
-    """The ten leaf classes of CIFAR-10N on a few thousand images, from a pretrained trunk, everything trained (R-2; ours).
+    """The ten leaf classes of CIFAR-10N on a few thousand images, from a pretrained trunk (R-2; all ours).
 
     Command: tenfold pretrain cifar10n_finetune --corpus TARGET --init RUN --ranks 2
     Time: about 2 minutes on two cores for 5,000 images.
