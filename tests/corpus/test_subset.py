@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tenfold import storage
+from tenfold import manifest, storage
 from tenfold.corpus import subset as module
 from tenfold.corpus.hierarchy import Hierarchy, close
+from tenfold.corpus.report import report
 from tenfold.corpus.subset import keep_classes, read_names, select_classes, subset
 from tenfold.corpus.table import IMAGES, QUARANTINE, Classes, Corpus, commit, rank_of
 from tenfold.errors import InputError
@@ -197,6 +198,11 @@ def test_copies_on_s3(minio, photographs: list[Path]) -> None:  # type: ignore[n
     assert copy.rows == 20
     assert Corpus.open(minio.uri("d")).digest == copy.digest
     assert subset(corpus, minio.uri("d"), n=20, classes=["cat", "dog"]).manifest == copy.manifest
+    closed, _ = close(corpus)
+    assert close(Corpus.open(minio.uri("c")))[0].digest == closed.digest
+    page = report(closed, minio.uri("r.html"))
+    assert manifest.digest_bytes(storage.read_bytes(page.html)) == page.digest
+    assert manifest.Manifest.read(page.json_).inputs == [closed.digest]
 
 
 # Class subsets
