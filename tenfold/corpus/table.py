@@ -326,20 +326,25 @@ def commit(
 def digest_tables(images: lance.LanceDataset, classes: Classes) -> tuple[str, dict[str, int]]:
     """Digest of a state's content and the counts met on the way (`rows`, `labels`, `classes`).
 
-    Image bytes enter through `id`, the hash of the source file.
+    Image bytes enter through `id`, the hash of the source file. Each column is hashed on its own: where batches end
+    depends on the fragments of the table, which are no content.
     """
-    state = hashlib.sha256()
+    states = {name: hashlib.sha256() for name in ("id", "width", "height", "flags", "lengths", "labels", "votes")}
     rows = labels = 0
     columns = ["id", "width", "height", "labels", "votes", "flags"]
     for batch in images.scanner(columns=columns, batch_size=8192, scan_in_order=True).to_batches():
         rows += batch.num_rows
-        state.update("".join(batch["id"].to_pylist()).encode())
-        for name in ("labels", "votes"):
-            column = batch[name]
-            state.update(column.value_lengths().to_numpy(zero_copy_only=False).astype("<i4").tobytes())
-            state.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
         labels += len(batch["labels"].flatten())
-        for name in ("width", "height", "flags"):
-            state.update(batch[name].to_numpy(zero_copy_only=False).astype("<i4").tobytes())
-    state.update(repr((classes.names, classes.parents)).encode())
-    return "sha256:" + state.hexdigest(), {"rows": rows, "labels": labels, "classes": len(classes)}
+        states["id"].update("".join(batch["id"].to_pylist()).encode())
+        for name, values, form in (
+            ("width", batch["width"], "<i4"),
+            ("height", batch["height"], "<i4"),
+            ("flags", batch["flags"], "<i4"),
+            ("lengths", batch["labels"].value_lengths(), "<i4"),
+            ("labels", batch["labels"].flatten(), "<i4"),
+            ("votes", batch["votes"].flatten(), "<f4"),
+        ):
+            states[name].update(values.to_numpy(zero_copy_only=False).astype(form).tobytes())
+    whole = hashlib.sha256(b"".join(state.digest() for state in states.values()))
+    whole.update(repr((classes.names, classes.parents)).encode())
+    return "sha256:" + whole.hexdigest(), {"rows": rows, "labels": labels, "classes": len(classes)}

@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -85,9 +87,7 @@ def work(
         skip: items that killed a worker twice.
         report: called for each item with its number, how many are done with it, and how many of them are quarantined.
     """
-    pa.set_cpu_count(1)  # as many workers as cores
-    warnings.simplefilter("ignore")
-    Image.MAX_IMAGE_PIXELS = settings.picture.max_pixels  # where Pillow meets sizes after the header (GIF frames)
+    _set_up(settings)
     part = json.loads(storage.read_bytes(storage.join(settings.folder, "plan", f"{number:07d}.json")))
     runs: list[dict[str, Any]] = []
     quarantine: list[tuple[str, str, str]] = []
@@ -126,6 +126,23 @@ def work(
     done = {"runs": runs, "quarantine": quarantine, "names": sorted(names), "images": images}
     storage.write_bytes(done_uri(settings.folder, number), json.dumps(done).encode())
     return done
+
+
+def _set_up(settings: Settings) -> None:
+    """Settings of this process: it is a worker and nothing else."""
+    if not any(isinstance(finder, _NoPandas) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _NoPandas())
+    pa.set_cpu_count(1)  # there are as many workers as cores
+    warnings.simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = settings.picture.max_pixels  # where Pillow meets sizes after the header (GIF frames)
+
+
+class _NoPandas(MetaPathFinder):
+    """Hides pandas: where it is installed, Arrow loads it only to know its types, for a second and 60 MB a worker."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is of no use in a worker", name="pandas")
 
 
 def _row(record: Record, file: str, settings: Settings, guard: Callable[[int], Any]) -> Row:
