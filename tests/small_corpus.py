@@ -15,9 +15,9 @@ from tenfold.corpus import table
 from tenfold.corpus.table import Corpus
 
 
-def make_corpus(uri: str, rows: int, leaves: int = 9) -> Corpus:
+def make_corpus(uri: str, rows: int, leaves: int = 9, seed: int = 0) -> Corpus:
     """Patches of colour with noise, of 9 classes below 3: something to learn."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images = []
     for i in range(rows):
         leaf = int(rng.integers(leaves))
@@ -25,7 +25,7 @@ def make_corpus(uri: str, rows: int, leaves: int = 9) -> Corpus:
         pixels[:, :, leaf % 3] = 25 * leaf
         file = io.BytesIO()
         Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR).save(file, "PNG")
-        images.append((hashlib.sha256(f"{i}".encode()).hexdigest(), file.getvalue(), [leaf, leaves + leaf % 3]))
+        images.append((hashlib.sha256(f"{seed} {i}".encode()).hexdigest(), file.getvalue(), [leaf, leaves + leaf % 3]))
     ranks = table.rank_of([i for i, _, _ in images])
     order = np.argsort(ranks)
     columns: dict[str, list[Any]] = {
@@ -35,7 +35,7 @@ def make_corpus(uri: str, rows: int, leaves: int = 9) -> Corpus:
         "width": [32] * rows,
         "height": [32] * rows,
         "labels": [images[i][2] for i in order],
-        "votes": [[1.0, 1.0]] * rows,
+        "votes": [[2.0, 1.0]] * rows,
         "source": ["synthetic"] * rows,
         "flags": [0] * rows,
     }

@@ -88,7 +88,8 @@ class Hook:
 
     Attributes:
         name: prefix of its values in the log.
-        every: after each so many steps, and at the end of the run.
+        every: after each so many steps. At the end of the run every hook is called, when the last checkpoint is
+            written; again, when the process ended inside a hook and the run is started again.
         run: steps done -> values by name.
     """
 
@@ -179,6 +180,9 @@ def train(
         checkpointer.save(steps, learner.state(), {**facts(steps), "loss": outcome.loss})
         saved, saved_at = steps, time.monotonic()
 
+    def look(hook: Hook, steps: int) -> None:
+        outcome.hooks |= {f"{hook.name}/{name}": value for name, value in hook.run(steps).items()}
+
     with stop_signals() as stopped:
         for step, batch, wait, begin in _timed(batches(start)):
             torch.manual_seed(step_seed(config.seed, step, world.rank))
@@ -215,8 +219,8 @@ def train(
                 learning_rate=rate,
             )
             for hook in hooks:
-                if done % hook.every == 0 or done == config.steps:
-                    outcome.hooks |= {f"{hook.name}/{name}": value for name, value in hook.run(done).items()}
+                if done % hook.every == 0 and done < config.steps:
+                    look(hook, done)
 
             # Checkpoints.
             if (
@@ -243,6 +247,8 @@ def train(
             f"stopped by a signal after step {outcome.steps} of {config.steps}; its checkpoint is written",
             "run the same command again to go on",
         )
+    for hook in hooks:  # after the last checkpoint: whatever they meet, no training is lost
+        look(hook, config.steps)
     return outcome
 
 

@@ -57,6 +57,7 @@ def pretrain(
     launcher: Launcher,
     ranks: int = 1,
     n: int | None = None,
+    monitor: str | None = None,
     fresh: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int = 0,
@@ -68,7 +69,7 @@ def pretrain(
     """Train a recipe on a corpus, in a folder, to its end.
 
     A folder with the same settings is gone on with, from its newest checkpoint; where it is finished, nothing is
-    trained. All arguments after `n` may differ from call to call, the others are the run's identity.
+    trained. The arguments after `n` may differ from call to call, the others are the run's identity.
 
     Args:
         recipe: settings, overrides included.
@@ -77,6 +78,7 @@ def pretrain(
         launcher: where ranks run.
         ranks: that share every batch; the global batch must be a multiple of it.
         n: images to train on, the first n rows; all by default.
+        monitor: test corpus (FOLDER@TAG) for mAP@100 during training, as the recipe's `monitor` says.
         fresh: remove what `out` holds first.
         device: what ranks compute on.
         threads: CPU threads of each rank; 0: as the run had before on as many ranks, else the cores shared out.
@@ -94,7 +96,15 @@ def pretrain(
     if not threads:
         threads = before.threads if before and before.ranks == ranks else threads_per_rank(ranks)
     init_digest = initial_digest(recipe.init.uri)
-    wanted = describe(recipe, Corpus.open(corpus), n, ranks=ranks, threads=threads, init_digest=init_digest)
+    wanted = describe(
+        recipe,
+        Corpus.open(corpus),
+        n,
+        ranks=ranks,
+        threads=threads,
+        init_digest=init_digest,
+        monitor=Corpus.open(monitor) if monitor else None,
+    )
     settings = open_folder(out, wanted, fresh=fresh)
 
     done = finished(out, settings)

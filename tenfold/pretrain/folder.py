@@ -24,7 +24,7 @@ from tenfold.manifest import code_version
 from tenfold.pretrain.config import PretrainRecipe
 from tenfold.pretrain.head import shard_bounds
 
-SETTINGS = "run.json"
+SETTINGS, RESULT = "run.json", "result.json"
 
 
 class Run(BaseModel):
@@ -39,6 +39,7 @@ class Run(BaseModel):
         plan: the order of samples; kept whole, so that a later version with other defaults reads on in this order.
         init_digest: of the checkpoint the trunk starts from.
         ranks: that share each batch; may change between starts.
+        monitor: test corpus, folder and tag, that is looked at during training; None: none.
         threads: of each rank; kept while `ranks` stays, for results on CPU depend on it in the last bit.
         code: version that began the run.
     """
@@ -52,6 +53,7 @@ class Run(BaseModel):
     classes: int
     plan: Plan
     init_digest: str | None = None
+    monitor: str | None = None
     ranks: int = Field(ge=1)
     threads: int = Field(ge=1)
     code: str = Field(default_factory=code_version)
@@ -67,8 +69,8 @@ class Run(BaseModel):
         return [self.corpus_digest, *([self.init_digest] if self.init_digest else [])]
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this run and no other. When it is saved, and on how many ranks it runs, does not."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"checkpoint"})
+        """What makes it this run and no other. When it is saved or looked at, and on how many ranks, does not."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"checkpoint", "monitor"})
         recipe["init"].pop("uri")  # a moved checkpoint is the same; its digest counts
         return {
             "recipe": recipe,
@@ -80,7 +82,14 @@ class Run(BaseModel):
 
 
 def describe(
-    recipe: PretrainRecipe, corpus: Corpus, n: int | None, *, ranks: int, threads: int, init_digest: str | None = None
+    recipe: PretrainRecipe,
+    corpus: Corpus,
+    n: int | None,
+    *,
+    ranks: int,
+    threads: int,
+    init_digest: str | None = None,
+    monitor: Corpus | None = None,
 ) -> Run:
     """The run of a recipe on a corpus; raises InputError where they do not fit together."""
     n = corpus.check_size(n)
@@ -110,6 +119,7 @@ def describe(
         classes=classes,
         plan=plan,
         init_digest=init_digest,
+        monitor=f"{monitor.uri}@{monitor.tag}" if monitor else None,
         ranks=ranks,
         threads=threads,
     )
@@ -126,7 +136,7 @@ def open_folder(uri: str, wanted: Run, *, fresh: bool = False) -> Run:
     Raises InputError where the folder belongs to a run with other settings; the message names each difference.
     """
     if fresh:
-        for part in (SETTINGS, "checkpoints", "losses", "telemetry.jsonl", "result.json", "failure.json"):
+        for part in (SETTINGS, "checkpoints", "losses", "monitor", "telemetry.jsonl", RESULT, "failure.json"):
             storage.remove(storage.join(uri, part))
     known = read_folder(uri)
     if known is None:
@@ -174,7 +184,9 @@ def checkpoints_of(uri: str) -> str:
 
 
 def finished(uri: str, run: Run) -> Checkpoint | None:
-    """The last checkpoint of a run that has nothing left to do, or None."""
+    """The last checkpoint of a run that has nothing left to do (not even a last look of its monitor), or None."""
+    if not storage.exists(storage.join(uri, RESULT)):
+        return None
     newest = latest(checkpoints_of(uri))
     return newest if newest is not None and newest.step >= run.steps else None
 

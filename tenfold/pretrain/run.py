@@ -25,12 +25,13 @@ from tenfold.engine.checkpoint import Checkpointer, load_trunk
 from tenfold.engine.distributed import Device, World, is_peer_lost, join, leave
 from tenfold.engine.exits import run_rank
 from tenfold.engine.loader import Loader
-from tenfold.engine.loop import Hook, LoopConfig, NonFiniteLossError, Outcome, train
+from tenfold.engine.loop import LoopConfig, NonFiniteLossError, Outcome, train
 from tenfold.engine.parent import die_with_parent
 from tenfold.engine.steplog import StepLog
 from tenfold.errors import InputError
-from tenfold.pretrain.folder import Run, checkpoints_of, initial_digest, read_folder
+from tenfold.pretrain.folder import RESULT, Run, checkpoints_of, initial_digest, read_folder
 from tenfold.pretrain.learner import PretrainLearner
+from tenfold.pretrain.watch import watch
 from tenfold.telemetry import Telemetry
 
 log = logging.getLogger("tenfold")
@@ -115,7 +116,7 @@ def pretrain_rank(uri: str, *, device: Device = "auto", metrics_port: int = 0, t
                 start=start,
                 facts=facts,
                 losses=losses,
-                hooks=hooks(run, learner, world),
+                hooks=watch(uri, run, corpus, learner, world, start),
             )
         except NonFiniteLossError as error:
             if world.main:
@@ -141,11 +142,6 @@ def loop_config(run: Run) -> LoopConfig:
         checkpoint_steps=run.recipe.checkpoint.every,
         keep_last=run.recipe.checkpoint.keep,
     )
-
-
-def hooks(run: Run, learner: PretrainLearner, world: World) -> list[Hook]:
-    """What is watched during the run."""
-    return []
 
 
 def initial_weights(run: Run) -> Mapping[str, Tensor] | None:
@@ -184,7 +180,7 @@ def _write_result(uri: str, run: Run, outcome: Outcome, checkpointer: Checkpoint
     result = {
         "steps": outcome.steps,
         "first_step": outcome.first,
-        "loss": outcome.loss,
+        "loss": outcome.checkpoint.manifest.facts["loss"] if outcome.checkpoint else None,
         "seconds": round(outcome.seconds, 3),
         "images_per_second": round(images / outcome.seconds, 1) if outcome.seconds else None,
         "checkpoints": {
@@ -195,7 +191,7 @@ def _write_result(uri: str, run: Run, outcome: Outcome, checkpointer: Checkpoint
         },
         "monitor": outcome.hooks,
     }
-    storage.write_bytes(storage.join(uri, "result.json"), (json.dumps(result, indent=1) + "\n").encode())
+    storage.write_bytes(storage.join(uri, RESULT), (json.dumps(result, indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -211,6 +211,10 @@ def test_hooks_run_between_steps_and_at_the_end(tmp_path: Path) -> None:
 
     outcome = run(tmp_path, 25, hooks=[Hook("monitor", 10, look)])
     assert seen == [10, 20, 25]
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "failing", 25, hooks=[Hook("monitor", 50, lambda step: {"value": 1 / 0})])
+    again = run(tmp_path / "failing", 25, hooks=[Hook("monitor", 50, lambda step: {"value": step})])
+    assert (again.first, again.hooks) == (25, {"monitor/value": 25})
     assert outcome.hooks == {"monitor/value": 12.5}
     run(tmp_path / "plain", 25)
     assert read_steps(str(tmp_path / "losses")) == read_steps(str(tmp_path / "plain" / "losses"))

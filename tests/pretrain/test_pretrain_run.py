@@ -103,6 +103,24 @@ def end_of(uri: str) -> str:
     return newest.digest
 
 
+def test_the_monitor_looks_and_changes_nothing(uninterrupted: str, corpus: Corpus, tmp_path: Path) -> None:
+    test = make_corpus(str(tmp_path / "test"), 61, seed=1)
+    chosen = recipe("monitor.every=16", "monitor.probe=true")
+    run = describe(chosen, corpus, None, ranks=2, threads=1, monitor=test)
+    uri = str(tmp_path / "run")
+    open_folder(uri, run)
+    train_until(uri, 2, 20).kill()
+    train(uri, 2)
+    assert read_steps(f"{uri}/losses") == read_steps(f"{uninterrupted}/losses")
+    looks = read_steps(f"{uri}/monitor")
+    assert list(looks) == [16, 32, 40]
+    assert looks[40]["map_low"] <= looks[40]["map"] <= looks[40]["map_high"]
+    assert looks[40]["map"] > looks[16]["map"]
+    result = json.loads(Path(uri, "result.json").read_text())
+    assert result["monitor"]["monitor/map"] == looks[40]["map"]
+    assert result["monitor"]["probe/accuracy"] > 0.2  # 9 classes
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = prepare(tmp_path_factory.mktemp("uninterrupted"), corpus, 2)
@@ -287,7 +305,7 @@ def test_other_settings_are_refused_by_name(uninterrupted: str, corpus: Corpus) 
     with pytest.raises(InputError, match="n: 500 there, 400 asked"):
         open_folder(uninterrupted, describe(recipe(), corpus, 400, ranks=2, threads=1))
     before = read_folder(uninterrupted)
-    prepare(folder, corpus, 1, "checkpoint.every=3")  # how it runs and saves may change
+    prepare(folder, corpus, 1, "checkpoint.every=3", "monitor.every=2")  # how it runs and saves may change
     after = read_folder(uninterrupted)
     assert before is not None
     assert after is not None
