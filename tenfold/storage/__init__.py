@@ -82,6 +82,7 @@ def size(uri: str) -> int:
     if is_s3(uri):
         if found := s3.head(uri):
             return found.size
+        next(s3.entries(uri, limit=1), None)  # says so where even the bucket is missing
         raise storage_error(uri, MISSING)
     with translate(uri):
         return os.stat(uri).st_size
@@ -228,23 +229,22 @@ def _look_s3(uri: str, write: bool) -> None:
 
 
 def _look_file(uri: str, write: bool) -> None:
-    if not write:
-        with translate(uri):
+    with translate(uri):
+        if not write:
             if os.path.isdir(uri):
                 os.listdir(uri)
             else:
                 with open(uri, "rb"):
                     pass
-        return
-    folder = Path(uri)
-    while not folder.exists() and folder != folder.parent:  # the folders on the way are made later
-        folder = folder.parent
-    if folder.is_file():
-        folder = folder.parent
+            return
+        folder = Path(uri)
+        while not folder.exists() and folder != folder.parent:  # the folders on the way are made later
+            folder = folder.parent
+        if folder.is_file():
+            folder = folder.parent
     probe = FileWriter(str(folder / "tenfold-preflight"))
     try:
         probe.write(b"\0" * 4096)
-        with translate(uri):
-            probe.flush()
+        probe.flush()
     finally:
         probe.abort()

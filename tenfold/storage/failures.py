@@ -12,11 +12,13 @@ import logging
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from tenfold.errors import StorageError, TenfoldError
 from tenfold.storage.settings import Settings
@@ -64,6 +66,7 @@ REFUSED = Failure("refused", "nobody listens there", _REACH, True)
 DNS = Failure("dns", "the name of the server is not known", _REACH, True)
 TIMEOUT = Failure("timeout", "the server did not answer in time", _REACH, True)
 BROKEN = Failure("broken", "the connection broke", _REACH, True)
+UNREACHED = Failure("unreached", "no connection", _REACH, True)  # Lance does not say why; `_look_closer` finds out
 TLS = Failure("tls", "no secure connection", "set AWS_CA_BUNDLE and SSL_CERT_FILE to the authority, or use http://")
 FULL = Failure("full", "the disk is full, or the quota is used up", "free space, and run again")
 PERMISSION = Failure("permission", "permission denied", "check owner and mode of the file and the folders above it")
@@ -140,16 +143,22 @@ BY_TEXT = [
         (r"read-only file system|os error 30\b", READ_ONLY),
         (r"too many open files|os error 24\b", MANY),
         (r"checksum", DAMAGED),
-        (r"timed? ?out|deadline has elapsed", TIMEOUT),
+        (r"timed? out|(?<!retry_)timeout|deadline has elapsed", TIMEOUT),
         (r"connection.{0,30}(closed|reset|aborted|broken|error)|broken pipe|incomplete ?(read|message)", BROKEN),
-        (r"could not connect|error sending request|remote end closed|end of file before|dispatch failure", BROKEN),
+        (r"remote end closed|end of file before", BROKEN),
+        (r"could not connect|error sending request|dispatch failure", UNREACHED),
         (r"error (reading|decoding) (a body|response)|connectionerror|channel closed", BROKEN),
         (r"commit conflict|concurrent (commit|modification|transaction)|retryable commit", CHANGED),
         (r"already exists", EXISTS),
         (r"\bnot found|no such file|os error 2\b|does not exist", MISSING),
     )
 ]
-_CODE_IN_TEXT = re.compile(r"<Code>(\w+)</Code>|code: \"(\w+)\"|\bstatus(?: code)?:? (\d{3})\b|\((4\d\d|5\d\d)\)")
+# A name tells more than a number: an answer 404 may mean the object or the bucket.
+_CODE_IN_TEXT = (
+    re.compile(r"<Code>(\w+)</Code>"),
+    re.compile(r"\bcode: (?:Some\()?\"(\w+)\""),
+    re.compile(r"\bstatus(?: code)?:? (\d{3})\b"),
+)
 _FOREIGN = ("botocore.", "boto3.", "s3transfer.", "minio.", "urllib3.", "aiohttp.", "lance.", "daft.", "pyarrow.")
 
 
@@ -159,7 +168,13 @@ def classify(error: BaseException) -> Failure | None:
         return None
     text = _text(error)
     foreign = f"{type(error).__module__}.".startswith(_FOREIGN)
-    rust = "LanceError" in text or "S3 error" in text or "object_store" in text or "DaftError" in text
+    rust = (
+        "LanceError" in text
+        or "rust/lance" in text
+        or "S3 error" in text
+        or "object_store" in text
+        or "DaftError" in text
+    )
     if code := _code(error, text) if foreign or rust else "":
         if found := BY_CODE.get(code):
             return found
@@ -185,7 +200,10 @@ def storage_error(uri: str, failure: Failure) -> StorageError:
     """The error for people: names address and service, never a secret."""
     where = uri
     if is_s3(uri):
-        where = f"{uri} ({redact(Settings.read().endpoint or 'Amazon S3')})"
+        service = Settings.read().endpoint or "Amazon S3"
+        where = f"{uri} ({redact(service)})"
+        if failure is UNREACHED:
+            failure = _look_closer(service)
     join = " " if failure in (MISSING, FOLDER, EXISTS) else ": "
     return StorageError(f"{where}{join}{failure.says.format(bucket=split(uri)[0])}", failure.cure)
 
@@ -236,6 +254,24 @@ def retry(uri: str, action: Callable[[], T], patience: float | None = None) -> T
     raise AssertionError
 
 
+def _look_closer(service: str) -> Failure:
+    """Why there was no connection to `service`: one more try, a second long."""
+    address = urlsplit(service)
+    if not address.hostname:
+        return UNREACHED
+    try:
+        socket.create_connection(
+            (address.hostname, address.port or (443 if address.scheme == "https" else 80)), 1
+        ).close()
+    except socket.gaierror:
+        return DNS
+    except TimeoutError:
+        return TIMEOUT
+    except OSError as error:
+        return BY_ERRNO.get(error.errno or 0, UNREACHED)
+    return BROKEN
+
+
 def redact(text: str) -> str:
     """`text` without the secrets of the environment and without user:password in addresses."""
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
@@ -250,8 +286,7 @@ def _code(error: BaseException, text: str) -> str:
         return str(response.get("Error", {}).get("Code", ""))
     if isinstance(code := getattr(error, "code", None), str):  # minio's S3Error
         return code
-    found = _CODE_IN_TEXT.search(text)
-    return next((group for group in found.groups() if group), "") if found else ""
+    return next((found[1] for pattern in _CODE_IN_TEXT if (found := pattern.search(text))), "")
 
 
 def _text(error: BaseException) -> str:

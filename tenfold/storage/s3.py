@@ -21,6 +21,7 @@ from tenfold.storage.uris import split
 from tenfold.storage.writer import Writer
 
 PART = 16 << 20  # bytes; S3 wants parts of 5 MiB to 5 GiB, at most 10,000 of them
+COPY_LIMIT = 5 << 30  # bytes; S3 copies no larger object in one request
 PARALLEL = 4  # parts under way at once: so a writer holds at most (PARALLEL + 1) * PART bytes
 
 
@@ -93,7 +94,7 @@ def head(uri: str) -> Entry | None:
     except FileNotFoundError:
         return None
     except StorageError:
-        next(iter(entries(uri, limit=1)), None)  # raises the better error, where there is one
+        next(entries(uri, limit=1), None)  # raises the better error, where there is one
         raise
     return Entry(key, found["ContentLength"], found["ETag"].strip('"'), found["LastModified"])
 
@@ -187,92 +188,50 @@ def delete(uri: str, keys: Iterable[str]) -> None:
 
 
 def copy(source: str, target: str) -> None:
-    """Copy an object on the server, in parts where it is large."""
+    """Copy an object on the server, in parts where it is large; FileNotFoundError where there is none."""
+    if not (there := head(source)):
+        next(entries(source, limit=1), None)  # says so where even the bucket is missing
+        raise FileNotFoundError(source)
     bucket, key = split(target)
     origin = dict(zip(("Bucket", "Key"), split(source), strict=True))
-    retry(source, lambda: client().copy(origin, bucket, key))
+    if there.size < COPY_LIMIT:
+        retry(target, lambda: client().copy_object(CopySource=origin, Bucket=bucket, Key=key))
+    else:
+        retry(target, lambda: client().copy(origin, bucket, key))
 
 
 class S3Writer(Writer):
     """Streams an object: one PUT up to `PART` bytes, above that an upload in parts that is completed at the end.
 
-    Until `close` the object is not there (or is the old one). Parts go out from threads while the next one fills.
+    Until `close` the object is not there (or is the old one).
     """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self._bucket, self._key = split(uri)
         self._buffer = bytearray()
-        self._upload = ""
-        self._pool: ThreadPoolExecutor | None = None
-        self._under_way: list[Future[None]] = []
-        self._parts: dict[int, str] = {}  # number -> ETag
-        self._slots = threading.Semaphore(PARALLEL)
-        self._stop = threading.Event()
+        self._upload: _Upload | None = None
 
     def _append(self, data: memoryview) -> None:
         while data:
-            size = PART << (len(self._under_way) // 9000)  # beyond 140 GB parts grow, to stay under 10,000
+            size = PART << (len(self._upload) // 9000 if self._upload else 0)  # beyond 140 GB, to stay under 10,000
             room = size - len(self._buffer)
             self._buffer += data[:room]
             data = data[room:]
             if len(self._buffer) == size:
-                self._send(bytes(self._buffer))
-                self._buffer.clear()
+                self._send()
 
-    def _send(self, part: bytes) -> None:
-        if self._pool is None:
-            request = {"Bucket": self._bucket, "Key": self._key}
-            self._upload = retry(self.uri, lambda: client().create_multipart_upload(**request))["UploadId"]
-            self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="tenfold-upload")
-        self._slots.acquire()
-        for future in self._under_way:
-            if future.done():
-                future.result()  # a part failed for good: say so now, not after the last byte
-        self._under_way.append(self._pool.submit(self._send_part, len(self._under_way) + 1, part))
-
-    def _send_part(self, number: int, part: bytes) -> None:
-        try:
-            md5 = hashlib.md5(part, usedforsecurity=False).hexdigest()
-
-            def action() -> str:
-                if self._stop.is_set():
-                    raise StorageError(f"{self.uri} was given up")
-                answer = client().upload_part(
-                    Bucket=self._bucket, Key=self._key, UploadId=self._upload, PartNumber=number, Body=part
-                )
-                _compare(self.uri, answer, md5)
-                return answer["ETag"].strip('"')
-
-            self._parts[number] = retry(self.uri, action)
-        finally:
-            self._slots.release()
+    def _send(self) -> None:
+        self._upload = self._upload or _Upload(self.uri)
+        self._upload.add(bytes(self._buffer))
+        self._buffer.clear()
 
     def _commit(self) -> None:
-        if not self._pool:
+        if not self._upload:
             put(self.uri, self._buffer)
             return
         if self._buffer:
-            self._send(bytes(self._buffer))
-        for future in self._under_way:
-            future.result()
-        self._pool.shutdown()
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._parts.items())]
-        md5s = b"".join(
-            bytes.fromhex(etag) for _, etag in sorted(self._parts.items()) if re.fullmatch("[0-9a-f]{32}", etag)
-        )
-        expected = f"{hashlib.md5(md5s, usedforsecurity=False).hexdigest()}-{len(parts)}"
-        request = {"Bucket": self._bucket, "Key": self._key, "UploadId": self._upload}
-
-        def action() -> None:
-            try:
-                client().complete_multipart_upload(**request, MultipartUpload={"Parts": parts})
-            except Exception as error:
-                # The answer to an earlier try may have been lost after the server had completed.
-                if classify(error) is not UPLOAD or not (there := head(self.uri)) or there.etag != expected:
-                    raise
-
-        retry(self.uri, action)
+            self._send()
+        self._upload.complete()
         there = head(self.uri)
         if there is None or there.size != self.bytes_written:
             raise StorageError(
@@ -281,11 +240,76 @@ class S3Writer(Writer):
             )
 
     def _discard(self) -> None:
-        self._stop.set()
         self._buffer.clear()
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)  # a part that arrives later would stay on the server
-            request = {"Bucket": self._bucket, "Key": self._key, "UploadId": self._upload}
-            # Where the server is away its own clean-up of unfinished uploads has to do it; nobody can see them.
-            with contextlib.suppress(Exception):
-                retry(self.uri, lambda: client().abort_multipart_upload(**request), patience=1.0)
+        if self._upload:
+            self._upload.abort()
+
+
+class _Upload:
+    """An upload in parts, which go out from threads. It knows nothing of its writer, which can so be forgotten."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._where = dict(zip(("Bucket", "Key"), split(uri), strict=True))
+        self._where["UploadId"] = retry(uri, lambda: client().create_multipart_upload(**self._where))["UploadId"]
+        self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="tenfold-upload")
+        self._slots = threading.Semaphore(PARALLEL)  # bounds what is held in memory
+        self._parts: list[Future[str]] = []  # ETags
+        self._stop = threading.Event()
+
+    def __len__(self) -> int:
+        """Parts so far."""
+        return len(self._parts)
+
+    def add(self, part: bytes) -> None:
+        """Send a part when there is room; raises StorageError where an earlier one failed for good."""
+        self._slots.acquire()
+        for future in self._parts[-2 * PARALLEL :]:
+            if future.done():
+                future.result()
+        self._parts.append(self._pool.submit(self._send, len(self._parts) + 1, part))
+
+    def _send(self, number: int, part: bytes) -> str:
+        def action() -> str:
+            if self._stop.is_set():
+                raise StorageError(f"{self._uri} was given up")
+            answer = client().upload_part(**self._where, PartNumber=number, Body=part)
+            _compare(self._uri, answer, md5)
+            return str(answer["ETag"].strip('"'))
+
+        try:
+            md5 = hashlib.md5(part, usedforsecurity=False).hexdigest()
+            return retry(self._uri, action)
+        finally:
+            self._slots.release()
+
+    def complete(self) -> None:
+        """Wait for all parts, and make the object of them."""
+        etags = [future.result() for future in self._parts]
+        self._pool.shutdown()
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+
+        def action() -> None:
+            try:
+                client().complete_multipart_upload(**self._where, MultipartUpload={"Parts": parts})
+            except Exception as error:
+                # The answer to an earlier try may have been lost after the server had completed.
+                if classify(error) is not UPLOAD or not self._is_there(etags):
+                    raise
+
+        retry(self._uri, action)
+
+    def _is_there(self, etags: list[str]) -> bool:
+        """Whether the object is the one of these parts: its ETag is the MD5 of theirs."""
+        there = head(self._uri)
+        if there is None or not all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
+            return False
+        joined = hashlib.md5(bytes.fromhex("".join(etags)), usedforsecurity=False).hexdigest()
+        return there.etag == f"{joined}-{len(etags)}"
+
+    def abort(self) -> None:
+        """Give up. Where the server is away, its clean-up of unfinished uploads has to do it; nobody can see them."""
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)  # a part that arrives later would stay on the server
+        with contextlib.suppress(Exception):
+            retry(self._uri, lambda: client().abort_multipart_upload(**self._where), patience=1.0)

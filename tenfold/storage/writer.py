@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -128,6 +129,12 @@ class FileWriter(Writer):
         assert self._file
         self._file.write(data)
 
+    def flush(self) -> None:
+        """Hand what was written to the system, which is when a full disk shows."""
+        if self._file and not self._file.closed:
+            with translate(self.uri):
+                self._file.flush()
+
     def _commit(self) -> None:
         assert self._file
         self._file.flush()
@@ -143,10 +150,8 @@ class FileWriter(Writer):
             os.close(folder)
 
     def _discard(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a full disk is reported once more at close
             if self._file:
                 self._file.close()
-        except OSError:
-            pass  # a full disk is reported once more at close
-        finally:
-            self._aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._aside.unlink()
