@@ -147,7 +147,9 @@ class Corpus:
 
         Raises InputError where there is no finished corpus, or no such tag (naming those there are).
         """
-        where, _, tag = uri.partition("@")
+        where, at, tag = uri.rpartition("@")
+        if not at or "/" in tag:  # folders may have an @ in their names
+            where, tag = uri, ""
         if where.endswith(".json"):
             manifest = Manifest.read(where)
         else:
@@ -197,13 +199,21 @@ class Corpus:
         """What ingest could not take (schema QUARANTINE); may be empty."""
         return dataset(storage.join(self.uri, "quarantine.lance")).to_table()
 
-    def batches(self, columns: list[str], n: int | None = None, rows: int = 8192) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: list[str], n: int | None = None, rows: int | None = None) -> Iterator[pa.RecordBatch]:
         """The first `n` rows (all by default) in rank order, as record batches of `columns`.
+
+        Args:
+            columns: names.
+            n: how many rows.
+            rows: of a batch, at most; by default 8,192, and 256 with images. The trap: Lance reads several batches
+                ahead, so memory is many times that of one.
 
         Raises InputError where the corpus has fewer than `n` rows.
         """
         self.check_size(n)
-        yield from self.images.scanner(columns=columns, limit=n, batch_size=rows, scan_in_order=True).to_batches()
+        rows = rows or (256 if "image" in columns else 8192)
+        with storage.translate(self.uri):
+            yield from self.images.scanner(columns=columns, limit=n, batch_size=rows, scan_in_order=True).to_batches()
 
     def check_size(self, n: int | None) -> int:
         """`n`, or all rows where it is None; raises InputError where there are fewer."""
@@ -237,26 +247,27 @@ class Corpus:
         """
         import lance
 
-        # A handle of its own: Lance moves the handle it writes through, and this state has to stay as it is.
-        table = dataset(storage.join(self.uri, "images.lance"), self.manifest.facts["images_version"])
-        if table.version != table.latest_version:  # an interrupted rewrite, or a step from an older state
-            table.restore()
-        first = next(table.scanner(columns=read, limit=1).to_batches())
-        produced = change(first).schema.names
-        replaced = [name for name in produced if name in table.schema.names]
-        aside = {name: f"{name}__new" for name in replaced}
+        with storage.translate(self.uri):
+            # A handle of its own: Lance moves the handle it writes through, and this state has to stay as it is.
+            table = dataset(storage.join(self.uri, "images.lance"), self.manifest.facts["images_version"])
+            if table.version != table.latest_version:  # an interrupted rewrite, or a step from an older state
+                table.restore()
+            first = next(table.scanner(columns=read, limit=1).to_batches())
+            produced = change(first).schema.names
+            replaced = [name for name in produced if name in table.schema.names]
+            aside = {name: f"{name}__new" for name in replaced}
 
-        def renamed(batch: pa.RecordBatch) -> pa.RecordBatch:
-            new = change(batch)
-            return new.rename_columns([aside.get(name, name) for name in new.schema.names])
+            def renamed(batch: pa.RecordBatch) -> pa.RecordBatch:
+                new = change(batch)
+                return new.rename_columns([aside.get(name, name) for name in new.schema.names])
 
-        left_over = [name for name in aside.values() if name in table.schema.names]
-        if left_over:
-            table.drop_columns(left_over)
-        table.add_columns(lance.batch_udf(output_schema=renamed(first).schema)(renamed), read_columns=read)
-        if replaced:
-            table.drop_columns(replaced)
-            table.alter_columns(*({"path": new, "name": old} for old, new in aside.items()))
+            left_over = [name for name in aside.values() if name in table.schema.names]
+            if left_over:
+                table.drop_columns(left_over)
+            table.add_columns(lance.batch_udf(output_schema=renamed(first).schema)(renamed), read_columns=read)
+            if replaced:
+                table.drop_columns(replaced)
+                table.alter_columns(*({"path": new, "name": old} for old, new in aside.items()))
         return commit(
             self.uri,
             tag,
@@ -269,10 +280,11 @@ class Corpus:
 
 
 def dataset(uri: str, version: int | None = None) -> lance.LanceDataset:
-    """Open a Lance table with the right storage settings."""
+    """Open a Lance table with the right storage settings; raises StorageError where it cannot be reached."""
     import lance
 
-    return lance.dataset(uri, version=version, storage_options=storage.lance_options(uri))
+    with storage.translate(uri):
+        return lance.dataset(uri, version=version, storage_options=storage.lance_options(uri))
 
 
 def commit(
@@ -292,24 +304,17 @@ def commit(
     where = storage.join(uri, "classes.lance")
     table = classes.to_arrow()
     known = storage.exists(where)
-    if not known or dataset(where).to_table() != table:
-        lance.write_dataset(
-            table,
-            where,
-            schema=CLASSES,
-            mode="overwrite" if known else "create",
-            storage_options=storage.lance_options(where),
-        )
-    versions = {"images_version": images.version, "classes_version": dataset(where).version}
-    for name, version in (
-        (images, versions["images_version"]),
-        (dataset(where), versions["classes_version"]),
-    ):
-        if tag in name.tags.list():
-            name.tags.update(tag, version)
-        else:
-            name.tags.create(tag, version)
-    digest, counted = digest_tables(images, classes)
+    with storage.translate(uri):
+        if not known or dataset(where).to_table() != table:
+            mode = "overwrite" if known else "create"
+            lance.write_dataset(table, where, schema=CLASSES, mode=mode, storage_options=storage.lance_options(where))
+        versions = {"images_version": images.version, "classes_version": dataset(where).version}
+        for name, version in ((images, versions["images_version"]), (dataset(where), versions["classes_version"])):
+            if tag in name.tags.list():
+                name.tags.update(tag, version)
+            else:
+                name.tags.create(tag, version)
+        digest, counted = digest_tables(images, classes)
     manifest = Manifest(
         kind="corpus",
         uri=uri,
