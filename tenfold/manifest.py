@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tenfold import __version__, storage
 from tenfold.errors import InputError
 
-Kind = Literal["source", "corpus", "gate", "checkpoint", "bundle", "evaluation", "report"]
+Kind = Literal["source", "corpus", "dataset", "gate", "checkpoint", "bundle", "evaluation", "report"]
 
 
 @functools.cache
