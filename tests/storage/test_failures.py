@@ -101,8 +101,11 @@ def test_a_missing_bucket(minio: MinioServer, no_second_try: None, call: Callabl
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_nobody_listens(minio: MinioServer, impatient: None, call: Callable[[str], object]) -> None:
-    minio.stop()
+def test_nobody_listens(
+    minio: MinioServer, impatient: None, monkeypatch: pytest.MonkeyPatch, call: Callable[[str], object]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
     refused(call, minio.uri("a"), "nobody listens there")
 
 

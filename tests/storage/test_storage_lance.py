@@ -70,6 +70,7 @@ def test_wrong_key_and_missing_bucket(minio: MinioServer, monkeypatch: pytest.Mo
         read(minio.uri("t.lance"))
 
 
+@pytest.mark.slow  # Lance's layers of retries have a least time
 def test_nobody_listens(minio: MinioServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENFOLD_STORAGE_PATIENCE", "0")
     minio.stop()
