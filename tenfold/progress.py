@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import deque
 from typing import TextIO
@@ -94,7 +95,11 @@ class ProgressLine:
 
     def _write(self) -> None:
         self._shown = self._step
-        self._put(f"\r\x1b[2K{self.text()}" if self._terminal else f"{self.text()}\n")
+        if self._terminal:  # a line that wraps could not be written over
+            width = shutil.get_terminal_size().columns - 1
+            self._put(f"\r\x1b[2K{self.text()[:width]}")
+        else:
+            self._put(f"{self.text()}\n")
 
     def _put(self, text: str) -> None:
         try:

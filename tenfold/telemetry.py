@@ -1,8 +1,10 @@
 """What a training rank says about itself: `/metrics` for Prometheus, JSON lines for a file, one line for people.
 
 Metrics and JSON lines are read from one registry, so they agree. Names follow the conventions of Prometheus (units in
-the name, `_total` for counters); the keys of a JSON line are the names of the samples. Nothing here can end a training:
-a busy port, a full disk or a storage that is away is a warning.
+the name, `_total` for counters); the keys of a JSON line are the names of the samples. Nothing here can end a training
+or hold it up: a busy port, a full disk or a storage that is away is a warning, and uploads go on beside it.
+
+A run that was resumed writes the steps after its checkpoint again; of two lines of a step the later counts.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self, TextIO
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tenfold import storage
-from tenfold.errors import StorageError
+from tenfold.errors import TenfoldError
 from tenfold.manifest import code_version
 from tenfold.meters import GpuMeter, read_process
 from tenfold.progress import ProgressLine
@@ -52,10 +56,17 @@ class Telemetry:
         port: of `/metrics`, 0 for none. Give each rank of a machine its own (base + local rank). A port that is taken
             is a warning.
         log: file of JSON lines (appended to), or an `s3://` address: then the lines are kept in a temporary file and
-            uploaded at each checkpoint and at the end.
+            uploaded at each checkpoint and at the end. Lines that are there already are kept.
         every: a JSON line each so many steps (and at the last).
         gpu: the device as CUDA counts or its UUID, `auto` for that of `LOCAL_RANK`, None for no GPU metrics.
-        progress: whether to write the progress line on standard error; by default rank 0 does.
+        progress: whether to write the progress line; by default rank 0 does.
+        stream: where to, standard error by default.
+
+    Attributes:
+        registry: of these metrics alone, so that several can live in one process.
+        port: of `/metrics`, 0 where there is none.
+        gpu: the meter, None without a GPU.
+        steps: done so far, over all restarts.
     """
 
     def __init__(
@@ -171,7 +182,7 @@ class Telemetry:
     def upload(self, uri: str) -> None:
         """Copy the JSON lines so far to `uri`; raises StorageError."""
         if self._log:
-            storage.write_bytes(uri, self._log.path.read_bytes())
+            storage.write_bytes(uri, storage.read_bytes(str(self._log.path)))
 
     def close(self) -> None:
         """Write the last line, upload it where the log is on S3, and let port and GPU go. May be called twice."""
@@ -204,9 +215,11 @@ class Telemetry:
         if port:
             try:
                 self._server = start_http_server(port, registry=self.registry)
-            except OSError as error:
-                logger.warning("no /metrics: port %d: %s (choose another metrics port)", port, error.strerror)
+            except (OSError, OverflowError) as error:
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                logger.warning("no /metrics: port %d: %s (choose another metrics port)", port, why)
                 return 0
+            _listening.add(self._server[0])
         return port
 
     def _write(self, event: str, **more: Any) -> None:
@@ -231,6 +244,18 @@ class Telemetry:
     def _own(self, metric: Any) -> Any:
         """The metric with this rank's labels filled in; where it has more of them, as it is."""
         return metric.labels(**self.labels) if len(metric._labelnames) == len(self.labels) else metric
+
+
+_listening: weakref.WeakSet[WSGIServer] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked worker must not keep its parent's port: it may outlive it, and then the next run finds it taken."""
+    for server in _listening:
+        server.socket.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Machine(Collector):
@@ -279,13 +304,14 @@ class _Log:
         self.path = Path(self._folder, "telemetry.jsonl") if self._folder else Path(self.uri)
         self._failed = False
         self._file: BinaryIO | None = None
+        self._uploading: threading.Thread | None = None
         try:
             if self._folder and storage.exists(self.uri):
                 self.path.write_bytes(storage.read_bytes(self.uri))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
             _drop_torn_line(self.path)
-        except (OSError, StorageError) as error:
+        except (OSError, TenfoldError) as error:
             self._warn(error)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -298,16 +324,23 @@ class _Log:
                 self._warn(error)
 
     def upload(self) -> None:
-        """Copy to S3 where that is the destination."""
-        if self._folder and self._file:
-            try:
-                storage.write_bytes(self.uri, self.path.read_bytes())
-            except (OSError, StorageError) as error:
-                self._warn(error)
+        """Begin to copy to S3 where that is the destination; nothing where the last copy is still under way."""
+        if self._folder and self._file and not (self._uploading and self._uploading.is_alive()):
+            self._uploading = threading.Thread(target=self._copy, name="tenfold-telemetry", daemon=True)
+            self._uploading.start()
+
+    def _copy(self) -> None:
+        try:
+            storage.write_bytes(self.uri, self.path.read_bytes())
+        except (OSError, TenfoldError) as error:
+            self._warn(error)
 
     def close(self) -> None:
         """Upload what is left, and end."""
-        self.upload()
+        if self._uploading:
+            self._uploading.join()
+        if self._folder and self._file:
+            self._copy()
         if self._file:
             self._file.close()
             self._file = None
@@ -316,7 +349,7 @@ class _Log:
 
     def _warn(self, error: Exception) -> None:
         if not self._failed:
-            logger.warning("telemetry lines are not written to %s: %s", self.uri, error)
+            logger.warning("telemetry is not written to %s: %s", self.uri, error)
         self._failed = True
 
 
