@@ -11,6 +11,7 @@ import sys
 import typer
 
 from tenfold import __version__
+from tenfold.cli import corpus_gate as _corpus_gate  # noqa: F401 - gate joins corpus_app
 from tenfold.cli import corpus_labels as _corpus_labels  # noqa: F401 - close, subset and report join corpus_app
 from tenfold.cli.corpus import corpus_app
 from tenfold.cli.fetch import fetch as fetch_verb
