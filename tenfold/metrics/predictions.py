@@ -21,7 +21,7 @@ IGNORE = 255  # the value of a class map that no metric counts
 def _array(owner: object, name: str, kind: type, shape: tuple[int | None, ...]) -> None:
     """Make a field of a frozen prediction an array of the given type; raises InputError where its shape is wrong."""
     try:
-        value = np.asarray(getattr(owner, name), dtype=kind)
+        value: np.ndarray = np.asarray(getattr(owner, name), dtype=kind)
     except (TypeError, ValueError) as error:
         raise InputError(f"{type(owner).__name__}.{name}: {error}", "give a numpy array of numbers") from None
     if not value.size and shape[0] is None and value.ndim != len(shape):

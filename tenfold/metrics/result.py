@@ -8,15 +8,20 @@ same seed gives the same interval however states were merged, and two models can
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from tenfold.errors import InputError
+
+THREADS_FROM = 0.002  # seconds a draw from which handing it to another thread costs less than it gains
 
 
 @dataclass(frozen=True)
@@ -134,17 +139,19 @@ def draws(kept: np.ndarray, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def weigh(prepared: Prepared, weighings: Iterator[np.ndarray]) -> list[Values]:
-    """The values of each weighing, in order; on all cores, since numpy leaves the interpreter's lock alone."""
+    """The values of each weighing, in order; on all cores where that pays (numpy leaves the interpreter's lock)."""
+    start = time.perf_counter()
+    results = [prepared.at(counts) for counts in itertools.islice(weighings, 2)]
     threads = min(8, len(os.sched_getaffinity(0)))
-    results: list[Values] = []
+    if time.perf_counter() - start < 2 * THREADS_FROM or threads == 1:
+        return results + [prepared.at(counts) for counts in weighings]
     with ThreadPoolExecutor(threads) as pool:
-        pending: list[Any] = []
-        for counts in weighings:  # as many at a time as there are threads: a draw is as long as there are images
+        pending: deque[Future[Values]] = deque()
+        for counts in weighings:  # a few at a time: each holds as many numbers as there are images
             pending.append(pool.submit(prepared.at, counts))
             if len(pending) > 2 * threads:
-                results.append(pending.pop(0).result())
-        results += [p.result() for p in pending]
-    return results
+                results.append(pending.popleft().result())
+        return results + [p.result() for p in pending]
 
 
 def interval(value: float, sampled: Sequence[float]) -> Interval:
@@ -182,3 +189,9 @@ def ordered(ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean of the values that are known (not NaN); NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
