@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from tenfold import storage
 from tenfold.corpus import table
 from tenfold.corpus.table import Corpus
 
@@ -40,6 +41,7 @@ def make_corpus(uri: str, rows: int, leaves: int = 9, seed: int = 0) -> Corpus:
         "flags": [0] * rows,
     }
     arrays = [pa.array(columns[field.name], field.type) for field in table.IMAGES]
-    lance.write_dataset(pa.table(arrays, schema=table.IMAGES), f"{uri}/images.lance")
+    options = storage.lance_options(uri)
+    lance.write_dataset(pa.table(arrays, schema=table.IMAGES), f"{uri}/images.lance", storage_options=options)
     classes = table.Classes.flat([f"class {i}" for i in range(leaves + 3)])
     return table.commit(uri, "closed", classes=classes, recipe={}, inputs=[], facts={"salt": "tenfold"})

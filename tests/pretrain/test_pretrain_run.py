@@ -44,14 +44,16 @@ def recipe(*settings: str) -> PretrainRecipe:
     return override(named("cifar10n"), [*short, *settings])
 
 
-def prepare(folder: Path, corpus: Corpus, world: int, *settings: str) -> str:
+def prepare(folder: Path | str, corpus: Corpus, world: int, *settings: str) -> str:
     run = describe(recipe(*settings), corpus, None, ranks=world, threads=1)
     open_folder(str(folder), run)
     return str(folder)
 
 
 def _rank(uri: str) -> None:
-    """A rank as main() runs it, which also writes down what it was shown."""
+    """A rank as main() runs it, which also writes down what it was shown (where the run is on files)."""
+    if uri.startswith("s3://"):
+        run_rank(lambda: void(rank_entry.pretrain_rank(uri, device="cpu")), is_peer_lost)
     loss = PretrainLearner.loss
 
     def noting(self: PretrainLearner, step: int, batch: Any) -> torch.Tensor:
@@ -212,6 +214,25 @@ def test_sigterm_saves_and_the_run_goes_on(uninterrupted: str, corpus: Corpus, t
     assert newest.step % 7  # not one of the regular ones (of which 14, 21, 28 and 35 could follow)
     train(uri, 2)
     check_same(uri, uninterrupted, [f"SIGTERM after {newest.step}"])
+
+
+def test_on_minio_as_on_files(uninterrupted: str, corpus: Corpus, tmp_path: Path, minio) -> None:  # type: ignore[no-untyped-def]
+    there = make_corpus(minio.uri("corpus"), 500)
+    assert there.digest == corpus.digest
+    uri = prepare(minio.uri("run"), there, 2)
+    ranks = Ranks(2, tmp_path, _rank, uri)
+    while not list_checkpoints(f"{uri}/checkpoints"):
+        assert all(process.is_alive() for process in ranks.processes), ranks.log.read_text()
+        time.sleep(0.02)
+    ranks.kill()
+    ranks.wait()
+    ranks = Ranks(2, tmp_path, _rank, uri)
+    assert ranks.wait() == [0, 0], ranks.log.read_text()
+    assert read_steps(f"{uri}/losses") == read_steps(f"{uninterrupted}/losses")
+    assert end_of(uri) == end_of(uninterrupted)
+    settings = read_folder(uri)
+    assert settings is not None
+    assert finished(uri, settings) is not None
 
 
 def test_another_world_size_continues_the_sequence(uninterrupted: str, corpus: Corpus, tmp_path: Path) -> None:
