@@ -1,9 +1,6 @@
 """The monitor and the linear probe: on planted data they find what was planted, and no more."""
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lance
@@ -12,10 +9,12 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from rank_processes import run_ranks
 from sklearn.linear_model import LogisticRegression
 
 from tenfold.corpus.table import DEFAULT_SALT, IMAGES, Classes, Corpus, commit, rank_of
 from tenfold.engine.batches import LabelledImages
+from tenfold.engine.distributed import join, leave
 from tenfold.engine.images import PadTransform
 from tenfold.engine.ordered import in_order
 from tenfold.errors import InputError
@@ -97,46 +96,24 @@ def test_monitor_matches_classes_by_name(test_set: Corpus, tmp_path: Path) -> No
         Monitor(test_set, Classes.flat(["ship"]), PadTransform())
 
 
-RANKS = """
-import os, sys, torch, torch.distributed as dist
-from tenfold.corpus.table import Corpus
-from tenfold.engine.images import PadTransform
-from tenfold.nets.trunk import Trunk, TrunkConfig
-from tenfold.pretrain.head import HeadConfig, ShardedHead
-from tenfold.pretrain.monitor import Monitor, Pooled
-torch.set_num_threads(1)
-world = int(os.environ["WORLD_SIZE"])
-if world > 1:
-    dist.init_process_group("gloo")
-rank = int(os.environ["RANK"])
-torch.manual_seed(0)
-trunk = Trunk(TrunkConfig(name="small"))
-corpus = Corpus.open(sys.argv[1])
-head = ShardedHead(trunk.out_channels, 4, HeadConfig(), rank=rank, world=world, seed=5)
-result = Monitor(corpus, corpus.classes, PadTransform(), top=3, batch=48, precision="fp32")(Pooled(trunk), head)
-if rank == world - 1:
-    print(f"{result.value:.9f} {result.low:.9f} {result.high:.9f} {result.images}")
-"""
+def monitor_rank(uri: str, out: str) -> None:
+    """One rank: the monitor of a head whose weights are a function of the seed; the last rank writes what it got."""
+    world = join("cpu")
+    corpus = Corpus.open(uri)
+    trunk = small_trunk()
+    head = ShardedHead(trunk.out_channels, 4, HeadConfig(), rank=world.rank, world=world.size, seed=5)
+    result = Monitor(corpus, corpus.classes, PadTransform(), top=3, batch=48, precision="fp32")(Pooled(trunk), head)
+    if world.rank == world.size - 1:
+        Path(out).write_text(f"{result.value:.9f} {result.low:.9f} {result.high:.9f} {result.images}")
+    leave()
 
 
 def test_monitor_is_the_same_over_ranks(test_set: Corpus, tmp_path: Path) -> None:
-    (tmp_path / "ranks.py").write_text(RANKS)
     said = []
-    for world in (1, 2):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(tmp_path / "ranks.py"), test_set.uri],
-                env=os.environ
-                | {"RANK": str(r), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for r in range(world)
-        ]
-        outputs = [p.communicate(timeout=120)[0] for p in processes]
-        assert all(p.returncode == 0 for p in processes)
-        said.append(outputs[-1].strip())
-    assert said[0] == said[1]
+    for world in (1, 2, 3):
+        run_ranks(world, tmp_path, monitor_rank, test_set.uri, str(tmp_path / f"{world}.txt"))
+        said.append((tmp_path / f"{world}.txt").read_text())
+    assert said[0] == said[1] == said[2]
     assert said[0].endswith(" 130")
 
 
