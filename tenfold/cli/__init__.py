@@ -14,6 +14,7 @@ from tenfold import __version__
 from tenfold.cli import corpus_gate as _corpus_gate  # noqa: F401 - gate joins corpus_app
 from tenfold.cli import corpus_labels as _corpus_labels  # noqa: F401 - close, subset and report join corpus_app
 from tenfold.cli.corpus import corpus_app
+from tenfold.cli.dataset import dataset_app
 from tenfold.cli.fetch import fetch as fetch_verb
 from tenfold.cli.pretrain import pretrain as pretrain_verb
 from tenfold.cli.recipes import recipes_app
@@ -46,6 +47,7 @@ app.command("fetch")(fetch_verb)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipes_app, name="recipes")
 app.command("pretrain")(pretrain_verb)
+app.add_typer(dataset_app, name="dataset")
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tenfold.errors import InputError
 
+TOLERANCE = 1.0  # px by which a box may reach over the edge without being a fault: rounding in the official files
+
 # Kind of fault: what is done about it, and what cures it at the source.
 KINDS: dict[str, tuple[str, str]] = {
     "image-missing": ("image left out", "put the file beside the others, or drop its entry"),
@@ -92,3 +94,39 @@ class Faults:
                 f"{self.total:,} faults in the annotations:\n  {first}",
                 "`tenfold dataset check` lists them all; without --strict they are left out and counted",
             )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Notes faults of one thing: `report(kind, detail)`.
+
+    Attributes:
+        faults: where to.
+        file: the file that holds it.
+        id: what it is called there.
+    """
+
+    faults: Faults
+    file: str
+    id: str
+
+    def __call__(self, kind: str, detail: str) -> None:
+        """Note a fault of a kind in KINDS."""
+        self.faults.add(kind, self.file, self.id, detail)
+
+
+def clip_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], report: Report
+) -> tuple[float, float, float, float] | None:
+    """The part of a box x1, y1, x2, y2 inside the image of that width and height; None where there is none."""
+    x1, y1, x2, y2 = box
+    said = f"x {x1:g} to {x2:g}, y {y1:g} to {y2:g}"
+    if x2 <= x1 or y2 <= y1:
+        report("box-empty", said)
+        return None
+    if x2 <= 0 or y2 <= 0 or x1 >= size[0] or y1 >= size[1]:
+        report("box-outside", f"{said} of an image of {size[0]} x {size[1]}")
+        return None
+    if min(x1, y1) < -TOLERANCE or x2 > size[0] + TOLERANCE or y2 > size[1] + TOLERANCE:
+        report("box-clipped", f"{said} of an image of {size[0]} x {size[1]}")
+    return max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))

@@ -47,7 +47,7 @@ def write_dataset(
         faults: collects what is wrong.
         splits: which splits to take (all).
         max_side: larger images are scaled down so that their longest side is this, px (0: never).
-        strict: raise InputError where there is any fault; nothing is left behind.
+        strict: look at everything first, and raise InputError where there is any fault; nothing is written then.
         overwrite: replace a finished data set.
         recipe: for the manifest.
         bars: shows progress.
@@ -55,19 +55,21 @@ def write_dataset(
     root = storage.normalise(uri)
     faults = faults if faults is not None else Faults()
     target = storage.join(root, "manifest.json")
-    if storage.exists(target):
-        if not overwrite:
-            raise InputError(f"{uri} holds a finished data set", "pass --overwrite, or choose another folder")
+    finished = storage.exists(target)
+    if finished and not overwrite:
+        raise InputError(f"{uri} holds a finished data set", "pass --overwrite, or choose another folder")
+    if finished:
         Dataset.open(root)  # whatever else has a manifest there is not ours to replace
-        storage.remove(target)
     chosen = splits or list(reader.splits)
     if unknown := [split for split in chosen if split not in reader.splits]:
         raise InputError(f"{reader.about.name} has no split {unknown[0]!r}", f"choose of: {', '.join(reader.splits)}")
-    tallies = {split: _split(root, split, reader, faults, max_side, bars) for split in chosen}
-    if strict and faults.total:
+    if strict:  # before anything is written or replaced
         for split in chosen:
-            storage.remove(storage.join(root, f"{split}.lance"))
+            for _ in scan(split, reader, faults, bars):
+                pass
         faults.refuse()
+    storage.remove(target)
+    tallies = {split: _split(root, split, reader, faults, max_side, bars) for split in chosen}
     for old in storage.list_folders(root):  # splits of what was here before
         if old.endswith(".lance") and old.removesuffix(".lance") not in chosen:
             storage.remove(storage.join(root, old))
