@@ -17,6 +17,7 @@ from tenfold.cli.corpus import corpus_app
 from tenfold.cli.dataset import dataset_app
 from tenfold.cli.fetch import fetch as fetch_verb
 from tenfold.cli.pretrain import pretrain as pretrain_verb
+from tenfold.cli.probe import probe as probe_verb
 from tenfold.cli.recipes import recipes_app
 from tenfold.errors import TenfoldError
 
@@ -47,6 +48,7 @@ app.command("fetch")(fetch_verb)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipes_app, name="recipes")
 app.command("pretrain")(pretrain_verb)
+app.command("probe")(probe_verb)
 app.add_typer(dataset_app, name="dataset")
 
 
