@@ -24,7 +24,7 @@ def _array(owner: object, name: str, kind: type, shape: tuple[int | None, ...]) 
         value: np.ndarray = np.asarray(getattr(owner, name), dtype=kind)
     except (TypeError, ValueError) as error:
         raise InputError(f"{type(owner).__name__}.{name}: {error}", "give a numpy array of numbers") from None
-    if not value.size and shape[0] is None and value.ndim != len(shape):
+    if not value.size and not shape[0] and value.ndim != len(shape):
         value = value.reshape([n or 0 for n in shape])  # [] stands for no instances whatever the shape
     if value.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, value.shape, strict=True)):
         wanted = "[" + ", ".join("k" if n is None else str(n) for n in shape) + "]"
