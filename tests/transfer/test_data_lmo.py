@@ -121,6 +121,18 @@ def test_scene(tmp_path: Path, scene: Path) -> None:
     assert again.digest == dataset.digest
 
 
+def test_specks() -> None:
+    mask = np.zeros((60, 60), bool)
+    mask[5:35, 5:35] = True  # 900
+    mask[40:45, 40:49] = True  # 45: large enough
+    mask[50:52, 50:54] = True  # 8: a speck
+    clean = lmo.without_specks(mask)
+    assert clean.sum() == 945
+    assert not clean[50:].any()
+    mask[5:35, 5:35] = mask[40:45, 40:49] = False
+    assert lmo.without_specks(mask).sum() == 8  # all there is
+
+
 def test_models_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.ply"
     for text in ("", "ply\nformat binary_little_endian 1.0\nend_header\n", "ply\nformat ascii 1.0\nend_header\n"):

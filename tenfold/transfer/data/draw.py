@@ -27,7 +27,7 @@ def picture(
 ) -> Image.Image:
     """One image with its annotations.
 
-    Filled keypoints are visible, hollow ones hidden. Dashed names: `crowd`, `difficult` behind the category.
+    Filled keypoints are visible, hollow ones hidden; `crowd` and `difficult` stand behind the category.
     """
     with Image.open(io.BytesIO(image)) as opened:
         canvas = np.asarray(opened.convert("RGB")).copy()

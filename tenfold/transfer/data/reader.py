@@ -124,5 +124,5 @@ def gather(
 def map_png(class_map: np.ndarray) -> bytes:
     """A class map [H, W] uint8 as PNG."""
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(class_map, np.uint8), "L").save(out, "PNG")
+    Image.fromarray(np.ascontiguousarray(class_map, np.uint8)).save(out, "PNG")
     return out.getvalue()
