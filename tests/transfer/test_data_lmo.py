@@ -150,7 +150,7 @@ def test_real(tmp_path: Path) -> None:
     found = check(reader)
     assert not found.faults
     assert found.images == {"train": 112, "val": 25, "test": 63}
-    assert sum(found.objects.values()) == 1514  # three of the 1,517 are hidden wholly
+    assert sum(found.objects.values()) == 1514  # three of the 1,517 cannot be seen at all
     assert isinstance(reader, lmo.LmoReader)
     ratios = []
     for item in reader.items("train", Faults()):
