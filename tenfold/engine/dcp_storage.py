@@ -5,6 +5,7 @@ read; tensors may be pieces of taller ones.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import tempfile
@@ -67,19 +68,22 @@ def local_tensors(state: State) -> dict[str, Tensor]:
     return tensors
 
 
-class _Hashing:
+class _Hashing(io.RawIOBase):
     """A stream that hashes what is written to it. torch writes front to back, so the hash is that of the file."""
 
     def __init__(self, stream: storage.Writer) -> None:
         self.stream = stream
         self.sha256 = hashlib.sha256()
 
+    def writable(self) -> bool:
+        return True
+
     def write(self, data: Any) -> int:
         self.sha256.update(data)
         return self.stream.write(data)
 
-    def __getattr__(self, name: str) -> Any:  # tell, flush, fileno, close
-        return getattr(self.stream, name)
+    def tell(self) -> int:
+        return self.stream.tell()
 
 
 class _Files(FileSystemBase):
@@ -105,9 +109,11 @@ class _Files(FileSystemBase):
                 yield file
             return
         with storage.open_write(uri) as raw:
-            stream = _Hashing(raw)
+            hashing = _Hashing(raw)
+            stream = io.BufferedWriter(hashing, 1 << 20)  # torch writes a tensor in some forty pieces
             yield stream
-        self.written[name] = "sha256:" + stream.sha256.hexdigest()
+            stream.close()  # torch may have done so already
+        self.written[name] = "sha256:" + hashing.sha256.hexdigest()
 
     @contextmanager
     def _verified(self, uri: str, name: str) -> Iterator[IO[bytes]]:
