@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tenfold.engine.optim import OptimizerConfig
 
-BLOCK_BYTES = 2 << 20  # of weight; with its state and gradient four times that: fits a share of the last-level cache
+BLOCK_BYTES = 8 << 20  # of weight; with its state and the buffers five times that: about a last-level cache
 
 Positives = tuple[Tensor, Tensor]
 
@@ -25,15 +25,22 @@ def block_rows(weight: Tensor) -> int:
     return max(16, BLOCK_BYTES // (weight.shape[-1] * weight.element_size()))
 
 
+def positives(counts: Tensor, labels: Tensor, lo: int, hi: int) -> Positives:
+    """Local row and image of every label in [lo, hi), from labels an image [B] and all labels one after the other."""
+    images = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    mine = (labels >= lo) & (labels < hi)
+    return labels[mine] - lo, images[mine]
+
+
 def sigmoid_loss(
-    features: Tensor, weight: Tensor, bias: Tensor, positives: Positives, wanted: bool
+    features: Tensor, weight: Tensor, bias: Tensor, at: Positives, wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logistic losses of a shard and their gradients.
 
     Args:
         features: [B, d] float32.
         weight: [rows, d], and `bias` [rows].
-        positives: local row and image of every positive label.
+        at: local row and image of every positive label.
         wanted: whether gradients are wanted.
 
     Returns the losses [B] float64 (summed over the rows of this shard), d loss / d logits [rows, B] and
@@ -44,8 +51,9 @@ def sigmoid_loss(
     step = block_rows(weight)
     logits = features.new_empty((rows if wanted else min(step, rows), images))
     gradient = torch.zeros_like(features) if wanted else features.new_empty(0)
-    order = positives[0].argsort()
-    row, image = positives[0][order], positives[1][order]
+    row, image = at
+    order = row.argsort()
+    row, image = row[order], image[order]
     starts = torch.arange(0, rows + step, step, device=row.device)
     edges = torch.searchsorted(row, starts).tolist()
     transposed = features.T
@@ -54,12 +62,12 @@ def sigmoid_loss(
         z = logits[first:last] if wanted else logits[: last - first]
         w = weight[first:last]
         torch.addmm(bias[first:last, None], w, transposed, out=z)
-        at = row[edges[block] : edges[block + 1]] - first, image[edges[block] : edges[block + 1]]
-        z[at] = -z[at]
+        here = row[edges[block] : edges[block + 1]] - first, image[edges[block] : edges[block + 1]]
+        z[here] = -z[here]
         losses += F.softplus(z).sum(0, dtype=torch.float64)
         if wanted:
             z.sigmoid_()
-            z[at] = -z[at]
+            z[here] = -z[here]
             gradient.addmm_(z.T, w)
     return losses, logits if wanted else features.new_empty(0), gradient
 
@@ -68,7 +76,7 @@ def softmax_loss(
     features: Tensor,
     weight: Tensor,
     bias: Tensor,
-    positives: Positives,
+    at: Positives,
     wanted: bool,
     sum_: Callable[[Tensor], Tensor],
     max_: Callable[[Tensor], Tensor],
@@ -77,7 +85,7 @@ def softmax_loss(
 
     As `sigmoid_loss`, but losses are complete: `sum_` and `max_` reduce over the ranks.
     """
-    row, image = positives
+    row, image = at
     logits = torch.addmm(bias[:, None], weight, features.T)
     highest = max_(logits.amax(0))
     weights = torch.zeros_like(logits)
@@ -95,54 +103,76 @@ def softmax_loss(
     return losses, logits, logits.T @ weight
 
 
-def update(
-    parameter: Tensor,
-    gradient: tuple[Tensor, Tensor | None],
-    state: dict[str, Tensor],
-    config: OptimizerConfig,
-    rate: float,
-    weight_decay: float,
-) -> None:
-    """One optimizer step in place, in blocks of rows.
+class Update:
+    """Applies one optimizer step in place, in blocks of rows, through two buffers of one block that it keeps.
 
     Args:
-        parameter: [rows, d] or [rows].
-        gradient: left [rows, B] and right [B, d], whose product is the gradient; or the gradient itself and None.
-        state: `square_average` and `momentum` of the parameter, as the optimizer's name and momentum need them.
         config: optimizer, constants, convention.
-        rate: learning rate.
-        weight_decay: added to the gradient as weight_decay * parameter.
     """
-    left, right = gradient
-    rows = parameter.shape[0]
-    step = block_rows(parameter) if right is not None else rows
-    scratch = torch.empty_like(parameter[: min(step, rows)])
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
-        g = left[first:last] if right is None else torch.mm(left[first:last], right, out=scratch[: last - first])
-        p = parameter[first:last]
-        block = {key: value[first:last] for key, value in state.items()}
-        _apply(p, g, block.get("square_average"), block.get("momentum"), config, rate, weight_decay)
 
+    def __init__(self, config: OptimizerConfig) -> None:
+        self.config = config
+        self._buffers: list[Tensor] = []
 
-def _apply(
-    p: Tensor,
-    g: Tensor,
-    square: Tensor | None,
-    momentum: Tensor | None,
-    config: OptimizerConfig,
-    rate: float,
-    weight_decay: float,
-) -> None:
-    """The optimizer on one block; `g` is overwritten. The formulas stand in tenfold/engine/optim.py."""
-    if weight_decay:
-        g.add_(p, alpha=weight_decay)
-    if square is not None:
-        square.mul_(config.square_decay).addcmul_(g, g, value=1 - config.square_decay)
-        epsilon = config.epsilon
-        g.div_((square + epsilon).sqrt_() if config.epsilon_inside else square.sqrt().add_(epsilon))
-    if momentum is None:
-        p.add_(g, alpha=-rate)
-        return
-    momentum.mul_(config.momentum).add_(g, alpha=rate if config.rate_in_momentum else 1.0)
-    p.add_(momentum, alpha=-1.0 if config.rate_in_momentum else -rate)
+    def __call__(
+        self,
+        parameter: Tensor,
+        gradient: tuple[Tensor, Tensor],
+        state: dict[str, Tensor],
+        rate: float,
+        weight_decay: float,
+    ) -> None:
+        """Update `parameter` [rows, d] and its state.
+
+        Args:
+            parameter: [rows, d].
+            gradient: left [rows, B] and right [B, d], whose product is the gradient.
+            state: `square_average` and `momentum` of the parameter, as the optimizer's name and momentum need them.
+            rate: learning rate.
+            weight_decay: added to the gradient as weight_decay * parameter.
+        """
+        left, right = gradient
+        rows = parameter.shape[0]
+        step = min(block_rows(parameter), rows)
+        if not self._buffers or self._buffers[0].shape != parameter[:step].shape:
+            self._buffers = [torch.empty_like(parameter[:step]) for _ in range(2)]
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            g, root = (buffer[: last - first] for buffer in self._buffers)
+            torch.mm(left[first:last], right, out=g)
+            self._apply(
+                parameter[first:last], g, root, {k: v[first:last] for k, v in state.items()}, rate, weight_decay
+            )
+
+    def plain(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: float, weight_decay: float
+    ) -> None:
+        """Update a small parameter whose gradient is there already; overwrites the gradient."""
+        self._apply(parameter, gradient, torch.empty_like(gradient), state, rate, weight_decay)
+
+    def _apply(
+        self, p: Tensor, g: Tensor, root: Tensor, state: dict[str, Tensor], rate: float, weight_decay: float
+    ) -> None:
+        """The optimizer on one block; `g` and `root` are overwritten. Formulas: tenfold/engine/optim.py."""
+        config, square, momentum = self.config, state.get("square_average"), state.get("momentum")
+        inner, outer = (rate, 1.0) if config.rate_in_momentum else (1.0, rate)
+        if weight_decay:
+            g.add_(p, alpha=weight_decay)
+        if square is not None:
+            square.mul_(config.square_decay).addcmul_(g, g, value=1 - config.square_decay)
+            if config.epsilon_inside:
+                torch.add(square, config.epsilon, out=root).sqrt_()
+            else:
+                torch.sqrt(square, out=root).add_(config.epsilon)
+        if momentum is None:
+            if square is None:
+                p.add_(g, alpha=-rate)
+            else:
+                p.addcdiv_(g, root, value=-rate)
+            return
+        momentum.mul_(config.momentum)
+        if square is None:
+            momentum.add_(g, alpha=inner)
+        else:
+            momentum.addcdiv_(g, root, value=inner)
+        p.add_(momentum, alpha=-outer)

@@ -204,9 +204,7 @@ class ShardedHead(nn.Module):
         counts = offsets.diff()
         if self.world > 1:
             counts, labels = self._gather_labels(counts, labels)
-        images = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        mine = (labels >= self.lo) & (labels < self.hi)
-        return labels[mine] - self.lo, images[mine]
+        return fused.positives(counts, labels, self.lo, self.hi)
 
     def _gather(self, tensor: Tensor) -> Tensor:
         """All ranks' tensors of one shape, one below the other."""
@@ -299,7 +297,7 @@ class HeadOptimizer(torch.optim.Optimizer):
     def __init__(self, head: ShardedHead, config: OptimizerConfig) -> None:
         if not head.config.fused:
             raise InputError("head.fused is off", "use build_optimizer(head, config), or switch head.fused on")
-        self.head, self.config = head, config
+        self.head, self._update = head, fused.Update(config)
         groups = [
             {"params": [head.weight], "weight_decay": config.weight_decay},
             {"params": [head.bias], "weight_decay": config.weight_decay if config.decay_on == "all" else 0.0},
@@ -316,13 +314,18 @@ class HeadOptimizer(torch.optim.Optimizer):
         """Apply all pending gradients. Does nothing where none is pending."""
         if not self.head.pending:
             return
-        logit_gradients = torch.cat([left for left, _ in self.head.pending], 1)
-        features = torch.cat([right for _, right in self.head.pending])
+        lefts, rights = zip(*self.head.pending, strict=True)
+        logit_gradients, features = (
+            (lefts[0], rights[0]) if len(lefts) == 1 else (torch.cat(lefts, 1), torch.cat(rights))
+        )
         self.head.pending.clear()
         for group in self.param_groups:
             (p,) = group["params"]
-            gradient = (logit_gradients, features) if p.ndim == 2 else (logit_gradients.sum(1), None)
-            fused.update(p, gradient, self.state[p], self.config, group["lr"], group["weight_decay"])
+            settings = self.state[p], group["lr"], group["weight_decay"]
+            if p.ndim == 2:
+                self._update(p, (logit_gradients, features), *settings)
+            else:
+                self._update.plain(p, logit_gradients.sum(1), *settings)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget what is pending."""
