@@ -24,7 +24,7 @@ def gate(
     self_: Annotated[bool, typer.Option("--self", help="Duplicates inside the corpus instead.")] = False,
     name: Annotated[str, typer.Option(help="Name of the gate. Default: that of the test set.")] = "",
     threshold: Annotated[
-        float | None, typer.Option(help="Largest distance of near-duplicates. Default: 0.18; see docs/gate.md.")
+        float | None, typer.Option(help="Largest distance of near-duplicates. Default: 0.15; see docs/gate.md.")
     ] = None,
     max_share: Annotated[
         float | None, typer.Option(help="Fail (exit code 4) where a larger share has near-duplicates; 0.05 is 5 %.")

@@ -288,7 +288,7 @@ def has_fingerprints(corpus: Corpus) -> bool:
     return field is not None and (field.metadata or {}).get(b"version") == str(VERSION).encode()
 
 
-def add_fingerprints(corpus: Corpus, *, tag: str = "fingerprinted", bar: Callable[[float], None] = _silent) -> Corpus:
+def add_fingerprints(corpus: Corpus, *, tag: str = "gated", bar: Callable[[float], None] = _silent) -> Corpus:
     """The corpus with a column of fingerprints, as a new state; the same corpus where it has them already.
 
     Streams through the images once and writes nothing but the column. The digest stays, for it is of ids and labels.

@@ -19,7 +19,7 @@ import numpy as np
 from tenfold.corpus.fingerprint import FINE, INNER, WINDOWS, mirror_coarse, smoothing, split, views
 
 CANDIDATE = 0.70  # least dot product of coarse vectors that is worth a closer look
-THRESHOLD = 0.18  # distance up to which a pair counts as near-duplicates; docs/gate.md says what it costs and finds
+THRESHOLD = 0.15  # distance up to which a pair counts as near-duplicates; docs/gate.md says what it costs and finds
 FARTHEST = 0.35  # distances above are not exact: such pairs are given up early
 BLOCK = 8192  # corpus rows searched at once
 
