@@ -117,12 +117,11 @@ class ScheduleConfig(BaseModel):
             "cosine": () if self.unit == "run" else ("length",),
         }[self.kind]
         allowed = {*needs, *(("length",) if self.kind in ("poly", "cosine") else ())}
-        for name in ("factor", "every", "boundaries", "length", "power"):
-            given = getattr(self, name) not in (None, ())
-            if name in needs and not given:
-                raise ValueError(f"{name}: a {self.kind} schedule needs it; give schedule.{name}")
-            if given and name not in allowed:
-                raise ValueError(f"{name}: a {self.kind} schedule does not use it; leave schedule.{name} out")
+        given = {n for n in ("factor", "every", "boundaries", "length", "power") if getattr(self, n) not in (None, ())}
+        wrong = [f"give schedule.{name}" for name in needs if name not in given]
+        wrong += [f"leave schedule.{name} out" for name in sorted(given - allowed)]
+        if wrong:
+            raise ValueError(f"for a {self.kind} schedule with unit '{self.unit}', {' and '.join(wrong)}")
         if list(self.boundaries) != sorted(set(self.boundaries)):
             raise ValueError("boundaries: must ascend; sort them and remove doubles")
         if self.images_per_step and self.unit != "steps":

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet as torchvision_resnet
 
 from tenfold.errors import InputError
 from tenfold.nets import small
@@ -120,11 +119,10 @@ class Trunk(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for module in self.modules():
-            if self.config.zero_init_residual and isinstance(module, torchvision_resnet.Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
-            elif self.config.zero_init_residual and isinstance(module, torchvision_resnet.BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+        if self.config.zero_init_residual:
+            for stage in self.stages.values():
+                for block in _blocks(stage):
+                    nn.init.zeros_(_last_norm(block).weight)
 
     def _set_strides(self) -> dict[Stage, int]:
         """Apply output_stride and stage_strides to the convolutions; returns the stride of every stage."""
@@ -139,7 +137,7 @@ class Trunk(nn.Module):
             elif total * own > limit:
                 stride, dilation = 1, dilation * own
             if (stride, dilation) != (own, 1):
-                _restride(name, stage, stride, before, dilation)
+                _restride(stage, stride, before, dilation)
             total *= stride
             strides[name] = total
         return strides
@@ -154,6 +152,8 @@ def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _resnet(config: TrunkConfig) -> dict[str, nn.Module]:
+    from torchvision.models import resnet as torchvision_resnet  # here, not above: it takes seconds that `small` saves
+
     net: Any = torchvision_resnet.ResNet(
         torchvision_resnet.Bottleneck, list(BLOCKS[config.name]), num_classes=1, width_per_group=int(64 * config.width)
     )
@@ -167,53 +167,47 @@ def _resnet(config: TrunkConfig) -> dict[str, nn.Module]:
 
 
 def _blocks(stage: nn.Module) -> list[Any]:
-    kinds = (torchvision_resnet.Bottleneck, torchvision_resnet.BasicBlock)
-    return [module for module in stage.modules() if isinstance(module, kinds)]
+    """Residual blocks of a stage: torchvision's Bottleneck (which has a conv3) or small.Block."""
+    return [module for module in stage.modules() if hasattr(module, "conv2") and hasattr(module, "stride")]
+
+
+def _last_norm(block: Any) -> nn.BatchNorm2d:
+    return cast(nn.BatchNorm2d, block.bn3 if hasattr(block, "bn3") else block.bn2)
 
 
 def _stride(stage: nn.Module) -> int:
-    """Stride of a stage as built: of its pooling, its plain convolutions and its first block."""
-    stride = 1
-    for module in stage.modules():
-        if isinstance(module, nn.MaxPool2d | small.SpaceToDepth):
-            stride *= int(cast(int, module.stride))
+    """Stride of a stage as built: of its pooling and its first block, or of its convolution."""
     blocks = _blocks(stage)
-    if blocks:
-        return stride * int(blocks[0].stride)
-    for module in stage.modules():
-        if isinstance(module, nn.Conv2d):
-            stride *= int(module.stride[0])
+    stride = int(blocks[0].stride) if blocks else 1
+    for module in stage.children():
+        if isinstance(module, nn.MaxPool2d):
+            stride *= int(cast(int, module.stride))
+        elif isinstance(module, nn.Conv2d) and not blocks:
+            stride *= module.stride[0]
     return stride
 
 
-def _restride(name: Stage, stage: nn.Module, stride: int, before: int, dilation: int) -> None:
-    """Set stride and dilation of a stage; the first block still has the dilation of the stage before."""
-    for module in stage.modules():
+def _restride(stage: nn.Module, stride: int, before: int, dilation: int) -> None:
+    """Set stride and dilation of a stage; its first convolution still dilates like the stage before."""
+    for module in stage.children():
         if isinstance(module, nn.MaxPool2d):
             module.stride, stride = stride, 1
     for index, block in enumerate(_blocks(stage)):
-        bottleneck = isinstance(block, torchvision_resnet.Bottleneck)
-        spatial = [block.conv2] if bottleneck else [block.conv1, block.conv2]
-        for conv in spatial:
-            conv.dilation = conv.padding = (before if index == 0 else dilation,) * 2
+        spatial = [block.conv2] if hasattr(block, "conv3") else [block.conv1, block.conv2]
+        for place, conv in enumerate(spatial):
+            conv.dilation = conv.padding = (before if index == place == 0 else dilation,) * 2
         if index == 0:
-            spatial[0].stride = (stride, stride)
-            block.stride = stride
-            if block.downsample is not None:
-                small.set_stride(block.downsample, stride)
-            elif stride != 1:
-                raise InputError(
-                    f"stage_strides: {name} cannot have stride {stride}, it has no projection", "use 1 for this stage"
-                )
+            spatial[0].stride, block.stride = (stride, stride), stride
+            projection = getattr(block, "downsample", None)
+            if projection is not None:
+                projection[0].stride = (stride, stride)
 
 
 def _out_channels(stage: nn.Module) -> int:
-    channels = [module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
     blocks = _blocks(stage)
-    if not blocks:
-        return channels[-1]
-    last = blocks[-1]
-    return int((last.bn3 if isinstance(last, torchvision_resnet.Bottleneck) else last.bn2).num_features)
+    if blocks:
+        return int(_last_norm(blocks[-1]).num_features)
+    return next(module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 def _our_name(name: str) -> str | None:

@@ -333,6 +333,11 @@ class HeadOptimizer(torch.optim.Optimizer):
 
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row, ties to the lower column: topk does not promise the order of ties."""
-    order = values.sort(dim=1, descending=True, stable=True)
-    return order.values[:, :k].contiguous(), order.indices[:, :k].contiguous()
+    """The k highest of each row in falling order, ties to the lower column, which topk alone does not promise."""
+    values = values.masked_fill(values.isnan(), -torch.inf)
+    least = values.topk(k, dim=1).values[:, -1:]
+    above, equal = values > least, values == least
+    chosen = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    columns = chosen.nonzero()[:, 1].view(len(values), k)
+    ordered = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return ordered.values, columns.gather(1, ordered.indices)
