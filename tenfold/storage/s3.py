@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import hashlib
 import os
 import re
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +22,9 @@ from tenfold.storage.settings import Settings
 from tenfold.storage.uris import split
 from tenfold.storage.writer import Writer
 
-PART = 16 << 20  # bytes; S3 wants parts of 5 MiB to 5 GiB, at most 10,000 of them
+PART = 8 << 20  # bytes; S3 wants parts of 5 MiB to 5 GiB, at most 10,000 of them
 COPY_LIMIT = 5 << 30  # bytes; S3 copies no larger object in one request
-PARALLEL = 4  # parts under way at once: so a writer holds at most (PARALLEL + 1) * PART bytes
+PARALLEL = 8  # parts under way at once: so a writer holds at most (PARALLEL + 1) * PART bytes
 
 
 @dataclass(frozen=True)
@@ -151,27 +153,27 @@ def get(uri: str, start: int | None = None, end: int | None = None, etag: str = 
 
 
 def put(uri: str, data: bytes | bytearray | memoryview) -> None:
-    """Write an object in one request: it is there whole, or not at all.
-
-    It is checked twice: the server checks the body's checksum, and we check what it says it stored.
-    """
+    """Write an object in one request: it is there whole, or not at all, and checked by its checksum."""
     bucket, key = split(uri)
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    body = data if isinstance(data, bytes | bytearray) else bytes(data)
+    checksum = crc32(body)
 
     def action() -> None:
-        answer = client().put_object(
-            Bucket=bucket, Key=key, Body=data if isinstance(data, bytes | bytearray) else bytes(data)
-        )
-        _compare(uri, answer, md5)
+        answer = client().put_object(Bucket=bucket, Key=key, Body=body, ChecksumCRC32=checksum)
+        _compare(uri, answer, checksum)
 
     retry(uri, action)
 
 
-def _compare(uri: str, answer: Any, md5: str) -> None:
-    """Whether the ETag is that of what was sent. With server-side encryption by keys it is no MD5, and says nothing."""
-    etag = answer["ETag"].strip('"')
-    if not answer.get("ServerSideEncryption") and etag != md5:
-        raise StorageError(f"{uri} was stored damaged: its ETag is {etag}, not {md5}", "write it again")
+def crc32(data: bytes | bytearray) -> str:
+    """S3's form of the checksum: base64 of CRC-32 in big-endian bytes."""
+    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+
+def _compare(uri: str, answer: Any, checksum: str) -> None:
+    """Whether the server stored what was sent: it refuses a body unlike its checksum, and this is the receipt."""
+    if answer.get("ChecksumCRC32", checksum) != checksum:
+        raise StorageError(f"{uri} was stored damaged: its checksum is {answer['ChecksumCRC32']}", "write it again")
 
 
 def delete(uri: str, keys: Iterable[str]) -> None:
@@ -213,7 +215,7 @@ class S3Writer(Writer):
 
     def _append(self, data: memoryview) -> None:
         while data:
-            size = PART << (len(self._upload) // 9000 if self._upload else 0)  # beyond 140 GB, to stay under 10,000
+            size = PART << (len(self._upload) // 9000 if self._upload else 0)  # beyond 75 GB, to stay under 10,000
             room = size - len(self._buffer)
             self._buffer += data[:room]
             data = data[room:]
@@ -250,11 +252,12 @@ class _Upload:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._where = dict(zip(("Bucket", "Key"), split(uri), strict=True))
-        self._where["UploadId"] = retry(uri, lambda: client().create_multipart_upload(**self._where))["UploadId"]
+        where = dict(zip(("Bucket", "Key"), split(uri), strict=True))
+        made = retry(uri, lambda: client().create_multipart_upload(**where, ChecksumAlgorithm="CRC32"))
+        self._where = {**where, "UploadId": made["UploadId"]}
         self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="tenfold-upload")
         self._slots = threading.Semaphore(PARALLEL)  # bounds what is held in memory
-        self._parts: list[Future[str]] = []  # ETags
+        self._parts: list[Future[dict[str, Any]]] = []  # as S3 wants them listed at the end
         self._stop = threading.Event()
 
     def __len__(self) -> int:
@@ -269,32 +272,31 @@ class _Upload:
                 future.result()
         self._parts.append(self._pool.submit(self._send, len(self._parts) + 1, part))
 
-    def _send(self, number: int, part: bytes) -> str:
-        def action() -> str:
+    def _send(self, number: int, part: bytes) -> dict[str, Any]:
+        def action() -> dict[str, Any]:
             if self._stop.is_set():
                 raise StorageError(f"{self._uri} was given up")
-            answer = client().upload_part(**self._where, PartNumber=number, Body=part)
-            _compare(self._uri, answer, md5)
-            return str(answer["ETag"].strip('"'))
+            answer = client().upload_part(**self._where, PartNumber=number, Body=part, ChecksumCRC32=checksum)
+            _compare(self._uri, answer, checksum)
+            return {"PartNumber": number, "ETag": answer["ETag"].strip('"'), "ChecksumCRC32": checksum}
 
         try:
-            md5 = hashlib.md5(part, usedforsecurity=False).hexdigest()
+            checksum = crc32(part)
             return retry(self._uri, action)
         finally:
             self._slots.release()
 
     def complete(self) -> None:
         """Wait for all parts, and make the object of them."""
-        etags = [future.result() for future in self._parts]
+        parts = [future.result() for future in self._parts]
         self._pool.shutdown()
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
 
         def action() -> None:
             try:
                 client().complete_multipart_upload(**self._where, MultipartUpload={"Parts": parts})
             except Exception as error:
                 # The answer to an earlier try may have been lost after the server had completed.
-                if classify(error) is not UPLOAD or not self._is_there(etags):
+                if classify(error) is not UPLOAD or not self._is_there([part["ETag"] for part in parts]):
                     raise
 
         retry(self._uri, action)

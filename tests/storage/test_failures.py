@@ -27,6 +27,7 @@ from tenfold import storage
 from tenfold.errors import InputError, StorageError
 from tenfold.storage import failures, s3
 from tenfold.storage.failures import classify
+from tenfold.storage.uris import split
 
 MIB = 1 << 20
 CALLS: list[Callable[[str], object]] = [
@@ -223,10 +224,8 @@ def test_a_server_killed_amid_an_upload_and_gone(
 def test_the_answer_to_the_last_request_is_lost(proxy: FaultyProxy, minio: MinioServer) -> None:
     upload = s3._Upload(minio.uri("a"))
     upload.add(b"x" * 5 * MIB)
-    etag = upload._parts[0].result()
-    s3.client().complete_multipart_upload(
-        **upload._where, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]}
-    )  # as if by an earlier try
+    parts = [upload._parts[0].result()]
+    s3.client().complete_multipart_upload(**upload._where, MultipartUpload={"Parts": parts})  # as if by an earlier try
     upload.complete()
     other = s3._Upload(minio.uri("b"))
     other.add(b"x" * 5 * MIB)
@@ -247,6 +246,15 @@ def test_bytes_harmed_on_the_way_are_sent_again(
     storage.write_bytes(minio.uri("a"), data)
     assert getattr(proxy, harm) is None, "it did happen"
     assert storage.read_bytes(minio.uri("a")) == data
+
+
+def test_the_receipt_is_read(minio: MinioServer) -> None:
+    storage.write_bytes(minio.uri("a"), b"123")
+    bucket, key = split(minio.uri("a"))
+    there = s3.client().head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+    assert there["ChecksumCRC32"] == s3.crc32(b"123")
+    with pytest.raises(StorageError, match="stored damaged"):
+        s3._compare(minio.uri("a"), there, s3.crc32(b"124"))
 
 
 def test_a_slow_network(proxy: FaultyProxy, minio: MinioServer) -> None:
