@@ -2,7 +2,8 @@
 
 The peer is `MulticlassJaccardIndex(num_classes=21, ignore_index=255)`, updated image by image as its documentation
 shows, without argument checks (its own switch for speed; ours checks always), on int64 maps that it does not have to
-convert, with one thread and with all (the better one counts). Maps are made of a few large regions with ragged borders, ignored seams and errors in patches and in specks.
+convert, with one thread and with all (the better one counts). Maps are made of a few large regions with ragged borders,
+ignored seams and errors in patches and in specks.
 """
 
 from __future__ import annotations
