@@ -195,12 +195,13 @@ class ShardedHead(nn.Module):
 
     def _positives(self, offsets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Row (local class) and column (image of the global batch) of every positive of this shard."""
-        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= self.classes):
-            bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-            raise InputError(
-                f"labels: class {bad} is outside 0 to {self.classes - 1}",
-                "train with as many classes as the corpus has (the recipe's classes, or the corpus's own table)",
-            )
+        if labels.numel():
+            least, most = torch.stack(labels.aminmax()).tolist()
+            if least < 0 or most >= self.classes:
+                raise InputError(
+                    f"labels: class {least if least < 0 else most} is outside 0 to {self.classes - 1}",
+                    "train with as many classes as the corpus has (the recipe's classes, or the corpus's own table)",
+                )
         counts = offsets.diff()
         if self.world > 1:
             counts, labels = self._gather_labels(counts, labels)
