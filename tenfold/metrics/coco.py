@@ -335,9 +335,24 @@ def from_files(truth: str, found: str, settings: Settings | None = None) -> Coco
     unknown = set(results.get_img_ids()) - set(known.get_img_ids())
     if unknown or any("image_id" in w for w in results.load_warnings):
         raise InputError(f"{found} has results of images that {truth} lacks", "are both of the same split?")
+    if settings.kind == "keypoints":  # the engine takes any number and judges by those it has sigmas for
+        for file, records in ((truth, known), (found, results)):
+            _check_keypoints(file, records, len(settings.sigmas))
     ids = tuple(sorted(known.get_cat_ids()))
     names = tuple(str(c["name"]) for c in known.load_cats(list(ids)))
     return CocoFiles(truth, found, names, settings, ids, known, results)
+
+
+def _check_keypoints(file: str, records: Any, points: int) -> None:
+    """Raise InputError naming file and annotation where an object has another number of keypoints than sigmas."""
+    for record in records.load_anns(records.get_ann_ids()):
+        given = len(record.get("keypoints") or ())
+        if given != 3 * points:
+            raise InputError(
+                f"{file}: annotation {record['id']} has {given} keypoint numbers where {points} sigmas "
+                f"need {3 * points}",
+                "set sigmas to one number for each keypoint of the file; every object needs x, y, visibility of all",
+            )
 
 
 def _load(uri: str) -> Any:

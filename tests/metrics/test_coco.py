@@ -232,6 +232,9 @@ def test_errors_name_image_file_and_field(tmp_path: Path) -> None:
     Path(found_file).write_text('[{"image_id": 99, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]')
     with pytest.raises(InputError, match="has results of images that"):
         coco.from_files(truth_file, found_file)
+    paths = files(make(3, 0, pose=True), tmp_path, pose=True)
+    with pytest.raises(InputError, match=r"truth\.json: annotation 1 has 15 keypoint numbers where 17 sigmas need 51"):
+        coco.from_files(*paths, Settings("keypoints"))
     Path(truth_file).write_text("{")
     with pytest.raises(InputError, match=r"truth\.json"):
         coco.from_files(truth_file, found_file)
