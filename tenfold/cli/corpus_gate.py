@@ -73,6 +73,6 @@ def _show(found: Gate) -> None:
     print(f"  exact        {found.exact:,} are there byte for byte")
     if found.unreadable:
         print(f"  unreadable   {found.unreadable:,} test images")
-    print(f"  threshold    {found.threshold:g}; about {found.false_pairs:,.1f} pairs of strangers expected below it")
+    print(f"  threshold    {found.threshold:g}; docs/gate.md says what it finds and how often it errs")
     print(f"  gate         {found.uri}.json  {found.digest[:19]}…")
     print(f"  look at      {found.uri}/gallery.html")

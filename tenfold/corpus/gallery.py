@@ -74,12 +74,11 @@ def page(corpus: Corpus, tests: TestSet, pairs: pa.Table, facts: dict[str, Any],
 
 
 def _head(corpus: Corpus, facts: dict[str, Any]) -> str:
-    said = (
+    return (
         f"<b>{facts['near_duplicates']:,}</b> of {facts['tested']:,} test images ({facts['share']:.2%}) have a "
         f"near-duplicate among the {facts['corpus_rows']:,} images of {html.escape(corpus.uri)}; {facts['exact']:,} "
-        f"are there byte for byte. Threshold {facts['threshold']:g}"
+        f"are there byte for byte. Threshold {facts['threshold']:g}."
     )
-    return said + f"; about {facts['false_pairs']:,.1f} pairs of strangers are expected below it."
 
 
 def _pair(row: dict[str, Any], left: str, right: str, counts: bool) -> str:

@@ -90,7 +90,7 @@ class Gate(BaseModel):
         unreadable: test images that could not be read; they count neither way.
         pairs: near pairs kept (at most KEPT a test image).
         threshold: largest distance of a near pair.
-        false_pairs: pairs of strangers expected below the threshold, by the measured rate.
+        false_pairs: pairs of pictures of different things expected below THRESHOLD, by the rate measured at 32 pixels.
         max_share: the share that was allowed; None: any.
         passed: whether share <= max_share.
         digest: of pairs and tests.
