@@ -269,20 +269,20 @@ def test_a_slow_network(proxy: FaultyProxy, minio: MinioServer) -> None:
 # Files
 
 
-def run_limited(code: str, **kwargs: object) -> str:
-    """What StorageError `code` raises in a process of its own."""
-    program = f"from tenfold import storage\nfrom tenfold.errors import StorageError\ntry:\n{code}\n"
-    program += "except StorageError as error: print(error)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, **kwargs)
-    return result.stdout
+def run_limited(limit: str, *calls: str) -> list[str]:
+    """What StorageError each of the calls raises in a process that has done `limit` first."""
+    program = f"import os, resource\nfrom tenfold import storage\nfrom tenfold.errors import StorageError\n{limit}\n"
+    for call in calls:
+        program += f"try: storage.{call}\nexcept StorageError as error: print(repr(str(error)))\nelse: print('fine')\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """The limit on file size stands for the full disk: the same error class from the same system call."""
     storage.write_bytes(str(tmp_path / "a"), b"old")
-    code = " import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-    code += f" storage.write_bytes({str(tmp_path / 'a')!r}, b'n' * 100_000)"
-    said = run_limited(code)
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    [said] = run_limited(limit, f"write_bytes({str(tmp_path / 'a')!r}, b'n' * 100_000)")
     assert "the disk is full" in said
     assert "free space" in said
     assert os.listdir(tmp_path) == ["a"]
@@ -291,16 +291,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_no_permission(tmp_path: Path) -> None:
-    for call in (
-        "write_bytes({0!r}, b'1')",
-        "read_bytes({0!r})",
-        "preflight({0!r})",
-        "list_files({0!r})",
-        "exists({0!r})",
-    ):
-        code = " import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        code += " storage." + call.format(str(tmp_path / "a"))
-        assert "permission denied" in run_limited(code), call
+    where = repr(str(tmp_path / "a"))
+    calls = (
+        f"write_bytes({where}, b'')",
+        *(f"{n}({where})" for n in ("read_bytes", "preflight", "list_files", "exists")),
+    )
+    limit = "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+    for call, said in zip(calls, run_limited(limit, *calls), strict=True):
+        assert "permission denied" in said, call
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
