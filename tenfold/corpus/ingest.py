@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ from tenfold.corpus.inputs import IngestConfig, Input, Tally, class_list, part_u
 from tenfold.corpus.ordering import order
 from tenfold.corpus.pool import Pool, cores
 from tenfold.corpus.sources.spec import Bars, no_bars
-from tenfold.corpus.spill import BLOCK, Run
+from tenfold.corpus.spill import Run
 from tenfold.corpus.table import QUARANTINE, commit, dataset
 from tenfold.corpus.worker import Settings, done_uri
 from tenfold.errors import InputError
@@ -42,8 +43,8 @@ from tenfold.manifest import Manifest, digest_json
 FORMAT = 1  # of the scratch folder; another one does not go on with it
 MEMORY = 1.5 * 2**30  # bytes, of all processes together
 # What memory goes to, measured (resident bytes): this process while it reads, the same with Lance, a worker before its
-# first picture, and one picture of 50 megapixels while it is decoded.
-_READING, _PARENT, _WORKER, _LARGE = 150 << 20, 350 << 20, 110 << 20, 450 << 20
+# first picture, and the worst picture of 50 megapixels (a WebP) while it is decoded; there is one such at a time.
+_READING, _PARENT, _WORKER, _LARGE = 120 << 20, 350 << 20, 110 << 20, 780 << 20
 _COPIES = 3  # of a run in a worker
 _RUNS = (8 << 20, 128 << 20)  # least and most bytes of a run
 
@@ -141,18 +142,17 @@ def ingest(
         if plan is None:
             plan = _Plan(key=key, parts=parts, items=tally.items if found.sized else None)
             storage.write_bytes(storage.join(folder, "plan.json"), plan.model_dump_json().encode())
-        workers, settings = _share(config, folder, tally, workers, memory)
-        done, resumed = _read(plan, settings, workers, bars)
-        classes = class_list(found.kind, {name for part in done for name in part["names"]}, found.classes)
-        runs = [Run.from_json(run) for part in done for run in part["runs"]]
-        faults = Counter(reason for part in done for _, reason, _ in part["quarantine"])
-        if not runs:
+        workers, settings = _share(config, folder, workers, memory)
+        done = _read(plan, settings, workers, bars)
+        classes = class_list(found.kind, done.names, found.classes)
+        if not done.runs:
             storage.remove(folder)
-            raise InputError(f"none of the files of {config.input} could be taken: {_some(done)}", "check the input")
-        made = order(to, folder, runs, classes, memory=memory - _PARENT, bars=bars)
-        _write_quarantine(to, done)
-        missing, taken = faults.pop("missing", 0), sum(part["images"] for part in done)
-        unlisted = max(0, tally.files - taken - sum(faults.values())) if found.kind == "labels" else 0
+            raise InputError(f"none of the files of {config.input} could be taken: {done.some()}", "check the input")
+        made = order(to, folder, done.runs, classes, memory=memory - _PARENT, bars=bars)
+        _write_quarantine(to, folder, plan.parts)
+        faults = done.faults
+        missing = faults.pop("missing", 0)
+        unlisted = max(0, tally.files - done.images - sum(faults.values())) if found.kind == "labels" else 0
         facts = {
             "salt": config.salt,
             "input": config.input,
@@ -167,7 +167,7 @@ def ingest(
         corpus = commit(to, "ingested", classes=classes, recipe=recipe, inputs=inputs, facts=facts)
         _sweep(to)
         storage.remove(folder)
-        return _report(to, corpus.manifest, resumed=resumed, seconds=time.monotonic() - begun)
+        return _report(to, corpus.manifest, resumed=done.resumed, seconds=time.monotonic() - begun)
 
 
 def _check_places(config: IngestConfig, to: str) -> None:
@@ -251,7 +251,7 @@ def _list(found: Input, folder: str | None, bars: Bars) -> tuple[Tally, int]:
     return tally, number
 
 
-def _share(config: IngestConfig, folder: str, tally: Tally, workers: int | None, memory: float) -> tuple[int, Settings]:
+def _share(config: IngestConfig, folder: str, workers: int | None, memory: float) -> tuple[int, Settings]:
     """Divide memory between workers; raises InputError where it is not enough for one."""
     room = memory - _READING - _LARGE
     most = int(room / (_WORKER + _COPIES * _RUNS[0]))
@@ -269,13 +269,37 @@ def _share(config: IngestConfig, folder: str, tally: Tally, workers: int | None,
         salt=config.salt,
         max_bytes=config.max_bytes,
         run_bytes=run_bytes,
-        block=max(BLOCK, tally.size >> 21),  # so that the index of all blocks stays below 50 MB
     )
 
 
-def _read(plan: _Plan, settings: Settings, workers: int, bars: Bars) -> tuple[list[dict[str, Any]], int]:
-    """The first pass; returns the records of all parts, in order, and how many were there already."""
-    done: dict[int, dict[str, Any]] = {}
+@dataclass
+class _Done:
+    """What the first pass found, summed over parts; what grows with the input stays in the parts' records."""
+
+    runs: list[Run] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    faults: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+    resumed: int = 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.runs += [Run(*run) for run in record["runs"]]
+        self.names.update(record["names"])
+        self.images += record["images"]
+        for file, reason, _ in record["quarantine"]:
+            self.faults[reason] += 1
+            self.examples[reason] = min(file, self.examples.get(reason, file))
+
+    def some(self) -> str:
+        """The reasons of quarantine with numbers and an example each, for people."""
+        reasons = (f"{count:,} {reason} ({self.examples[reason]})" for reason, count in self.faults.most_common())
+        return "; ".join(reasons) or "there were none"
+
+
+def _read(plan: _Plan, settings: Settings, workers: int, bars: Bars) -> _Done:
+    """The first pass; parts that an earlier run has finished are only counted."""
+    done = _Done()
     with bars("reading", plan.items) as advance:
         bad, begun, count = 0, time.monotonic(), 0
 
@@ -284,37 +308,38 @@ def _read(plan: _Plan, settings: Settings, workers: int, bars: Bars) -> tuple[li
             bad, count = bad + faulty, count + items
             advance(items, f"{count / (time.monotonic() - begun):,.0f}/s, {bad:,} quarantined")
 
+        there = set()
         for name in storage.list_files(storage.join(settings.folder, "done")):
-            number = int(name.partition(".")[0])
-            done[number] = part = json.loads(storage.read_bytes(done_uri(settings.folder, number)))
-            bad += len(part["quarantine"])
-            advance(part["images"] + len(part["quarantine"]), f"{bad:,} quarantined")
-        resumed = len(done)
+            record = _record(settings.folder, int(name.partition(".")[0]))
+            there.add(int(name.partition(".")[0]))
+            done.add(record)
+            bad += len(record["quarantine"])
+            advance(record["images"] + len(record["quarantine"]), f"{bad:,} quarantined")
+        done.resumed = len(there)
         begun = time.monotonic()
-        left = [number for number in range(plan.parts) if number not in done]
+        left = [number for number in range(plan.parts) if number not in there]
         if left:
             with Pool(min(workers, len(left)), "tenfold.corpus.worker:work", settings) as pool:
-                for number, record in pool.map(((n, n) for n in left), progress):
-                    done[number] = record
-    return [done[number] for number in sorted(done)], resumed
+                for _, record in pool.map(((number, number) for number in left), progress):
+                    done.add(record)
+    done.runs.sort()
+    return done
 
 
-def _some(done: list[dict[str, Any]]) -> str:
-    """The reasons of quarantine with numbers and an example each, for people."""
-    count = Counter(reason for part in done for _, reason, _ in part["quarantine"])
-    example = {reason: file for part in done for file, reason, _ in part["quarantine"]}
-    return "; ".join(f"{n:,} {reason} ({example[reason]})" for reason, n in count.most_common()) or "there were none"
+def _record(folder: str, number: int) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(storage.read_bytes(done_uri(folder, number)))
+    return record
 
 
-def _write_quarantine(to: str, done: list[dict[str, Any]]) -> None:
+def _write_quarantine(to: str, folder: str, parts: int) -> None:
     """Write the quarantine table, in order of parts."""
     import lance
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for part in done:
-            if part["quarantine"]:
-                columns = zip(*part["quarantine"], strict=True)
-                yield pa.RecordBatch.from_arrays([pa.array(c, pa.string()) for c in columns], schema=QUARANTINE)
+        for number in range(parts):
+            if files := _record(folder, number)["quarantine"]:
+                columns = [pa.array(column, pa.string()) for column in zip(*files, strict=True)]
+                yield pa.RecordBatch.from_arrays(columns, schema=QUARANTINE)
 
     uri = storage.join(to, "quarantine.lance")
     storage.remove(uri)

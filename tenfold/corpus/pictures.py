@@ -291,7 +291,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         picture = Image.fromarray(_eight_bits(np.asarray(picture)))
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         ground = Image.new("RGB", picture.size, (255, 255, 255))
         ground.paste(picture, mask=picture.getchannel("A"))
         return ground

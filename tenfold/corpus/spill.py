@@ -2,7 +2,8 @@
 
 A run is what one worker held in memory, sorted. It is stored as blocks, each an Arrow message, beside an index of the
 first rank of each block. A bucket is a range of ranks that fits memory; its rows are one stretch of each run, read in
-one request. So buckets are cut after the first pass, when the sizes are known, and not guessed before it.
+one request. So buckets are cut after the first pass, when the sizes are known, and not guessed before it. Where there
+are so many runs that stretches would be short, runs are merged first.
 
 Equal bytes have equal id and so equal rank, so repeats meet, in a run or at the latest in a bucket, and become one row.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -63,36 +64,40 @@ def unite(one: Row, other: Row) -> Row:
     )
 
 
+class Run(NamedTuple):
+    """A sorted run on disk.
+
+    Attributes:
+        file: its name inside the scratch folder; the index is beside it.
+        rows: number of rows.
+        size: bytes of its rows.
+    """
+
+    file: str
+    rows: int
+    size: int
+
+
 @dataclass(frozen=True)
-class Run:
-    """A sorted run and its index.
+class OpenRun:
+    """A run with its index in memory, 16 bytes a block.
 
     Attributes:
         file: its name inside the scratch folder.
-        rows: number of rows.
         firsts: uint64 [blocks], rank of the first row of each block.
         offsets: int64 [blocks + 1], where the blocks begin and the last one ends, bytes.
     """
 
     file: str
-    rows: int
     firsts: np.ndarray
     offsets: np.ndarray
 
-    def to_json(self) -> dict[str, Any]:
-        """For a part's record of what it has done."""
-        return {
-            "file": self.file,
-            "rows": self.rows,
-            "firsts": self.firsts.tolist(),
-            "offsets": self.offsets.tolist(),
-        }
-
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Run:
-        """The inverse of `to_json`."""
-        firsts, offsets = np.array(value["firsts"], np.uint64), np.array(value["offsets"], np.int64)
-        return cls(value["file"], value["rows"], firsts, offsets)
+    def load(cls, folder: str, run: Run) -> OpenRun:
+        """Read the index of a run."""
+        numbers = np.frombuffer(storage.read_bytes(_index(folder, run.file)), "<u8")
+        blocks = (len(numbers) - 2) // 2
+        return cls(run.file, numbers[1 : 1 + blocks], numbers[1 + blocks :].astype(np.int64))
 
     def span(self, low: int, high: int) -> tuple[int, int]:
         """The blocks [first, last) that may hold ranks in [low, high)."""
@@ -118,28 +123,62 @@ def write_run(folder: str, file: str, rows: Iterable[Row], salt: str, block: int
     held = list(single.values())
     ranks = rank_of([row.id for row in held], salt)
     order = sorted(range(len(held)), key=lambda i: (ranks[i], held[i].id))
-    firsts: list[int] = []
-    offsets = [0]
-    with storage.open_write(storage.join(folder, file)) as target:
+
+    def blocks() -> Iterator[pa.RecordBatch]:
         at = 0
         while at < len(order):
             end, size = at, 0
             while end < len(order) and size < block:
                 size += len(held[order[end]].image)
                 end += 1
-            chosen = order[at:end]
-            columns = list(zip(*(held[i] for i in chosen), strict=True))
-            columns.insert(1, tuple(ranks[chosen]))
-            batch = pa.RecordBatch.from_arrays(
-                [pa.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)], schema=ROWS
-            )
-            firsts.append(int(ranks[chosen[0]]))
-            offsets.append(offsets[-1] + target.write(batch.serialize()))
+            columns = list(zip(*(held[i] for i in order[at:end]), strict=True))
+            columns.insert(1, tuple(ranks[order[at:end]]))
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=ROWS)
             at = end
-    return Run(file, len(order), np.array(firsts, np.uint64), np.array(offsets, np.int64))
+
+    return _write(folder, file, blocks())
 
 
-def read_run(folder: str, run: Run, low: int = 0, high: int = WHOLE) -> Iterator[pa.RecordBatch]:
+def merge_runs(folder: str, file: str, runs: list[Run], size: int, block: int) -> Run:
+    """Make one run of several, in pieces of about `size` bytes in memory; it is there already where its index is.
+
+    With fewer and longer runs a bucket is read in longer stretches.
+    """
+    if storage.exists(_index(folder, file)):
+        numbers = np.frombuffer(storage.read_bytes(_index(folder, file)), "<u8")
+        return Run(file, int(numbers[0]), int(numbers[-1]))
+    pieces = max(1, -(-sum(run.size for run in runs) // size))
+    opened = [OpenRun.load(folder, run) for run in runs]
+
+    def blocks() -> Iterator[pa.RecordBatch]:
+        for i in range(pieces):
+            table = gather(folder, opened, WHOLE * i // pieces, WHOLE * (i + 1) // pieces)
+            order = rank_order(table)
+            rows = max(1, block * len(order) // max(1, table["image"].nbytes))
+            for at in range(0, len(order), rows):
+                yield from table.take(order[at : at + rows]).combine_chunks().to_batches()
+
+    return _write(folder, file, blocks())
+
+
+def _write(folder: str, file: str, blocks: Iterable[pa.RecordBatch]) -> Run:
+    """Write sorted blocks as a run, and its index beside it: rows, first ranks, offsets, as little-endian uint64."""
+    rows, firsts, offsets = 0, [], [0]
+    with storage.open_write(storage.join(folder, file)) as target:
+        for batch in blocks:
+            rows += batch.num_rows
+            firsts.append(batch["rank"][0].as_py())
+            offsets.append(offsets[-1] + target.write(batch.serialize()))
+    storage.write_bytes(_index(folder, file), np.array([rows, *firsts, *offsets], "<u8").tobytes())
+    return Run(file, rows, offsets[-1])
+
+
+def _index(folder: str, file: str) -> str:
+    return storage.join(folder, f"{file}.index")
+
+
+def read_run(folder: str, run: OpenRun, low: int = 0, high: int = WHOLE) -> Iterator[pa.RecordBatch]:
     """The rows of a run with ranks in [low, high), in order, as batches of ROWS; one read in all."""
     first, last = run.span(low, high)
     if first >= last:
@@ -166,7 +205,7 @@ def read_range(uri: str, start: int, end: int) -> bytes:
             return file.read(end - start)
 
 
-def gather(folder: str, runs: Iterable[Run], low: int, high: int) -> pa.Table:
+def gather(folder: str, runs: Iterable[OpenRun], low: int, high: int) -> pa.Table:
     """All rows with ranks in [low, high) as one table of ROWS, in no order, repeats united.
 
     Memory: twice the rows, plus one stretch of a run; images of repeats are dropped as they are met, so a million
@@ -229,6 +268,11 @@ def finish(table: pa.Table, classes: dict[str, int], rows: int = 1024) -> Iterat
         "votes": pa.ListArray.from_arrays(offsets, votes.flatten().take(pa.array(within))),
     }
     table = pa.table([columns.get(name, table[name]) for name in IMAGES.names], schema=IMAGES)
-    order = np.lexsort((np.array(table["id"].to_pylist(), dtype="S64"), table["rank"].to_numpy()))
+    order = rank_order(table)
     for at in range(0, len(order), rows):
-        yield from table.take(pa.array(order[at : at + rows])).combine_chunks().to_batches()
+        yield from table.take(order[at : at + rows]).combine_chunks().to_batches()
+
+
+def rank_order(table: pa.Table) -> pa.Array:
+    """Numbers of the rows in order of rank; equal ranks, which other ids may have by chance, in order of id."""
+    return pa.array(np.lexsort((np.array(table["id"].to_pylist(), dtype="S64"), table["rank"].to_numpy())))

@@ -30,7 +30,7 @@ from tenfold import storage
 from tenfold.corpus.pictures import PictureConfig, normalise
 from tenfold.corpus.shards import read_shard
 from tenfold.corpus.sniff import Rejected, identify
-from tenfold.corpus.spill import Row, write_run
+from tenfold.corpus.spill import Row, Run, write_run
 from tenfold.errors import StorageError
 from tenfold.storage import s3
 
@@ -50,7 +50,6 @@ class Settings(NamedTuple):
         salt: of the rank.
         max_bytes: larger files are not read.
         run_bytes: images held before a run is written.
-        block: bytes of a block of a run.
     """
 
     folder: str
@@ -59,7 +58,6 @@ class Settings(NamedTuple):
     salt: str
     max_bytes: int
     run_bytes: int
-    block: int
 
 
 class Record(NamedTuple):
@@ -89,7 +87,7 @@ def work(
     """
     _set_up(settings)
     part = json.loads(storage.read_bytes(storage.join(settings.folder, "plan", f"{number:07d}.json")))
-    runs: list[dict[str, Any]] = []
+    runs: list[Run] = []
     quarantine: list[tuple[str, str, str]] = []
     names: set[str] = set()
     rows: list[Row] = []
@@ -99,7 +97,7 @@ def work(
         nonlocal held
         if rows:
             file = f"runs/{number:07d}-{len(runs):03d}"
-            runs.append(write_run(settings.folder, file, rows, settings.salt, settings.block).to_json())
+            runs.append(write_run(settings.folder, file, rows, settings.salt))
             rows.clear()
             held = 0
 

@@ -33,6 +33,7 @@ from tenfold.corpus.ingest import ingest
 
 inputs.FIRST, inputs.PART = 10, 40
 ordering.LEAST, ordering.MOST = 20000, 40000
+ordering.SHORT, ordering.LONG = 10000, 20000  # runs are merged, two levels of them
 source, to, where, count = sys.argv[1:5]
 if where:
     module, _, name = where.rpartition(".")
@@ -88,9 +89,16 @@ def test_killed_in_every_stage(tmp_path: Path) -> None:
     written = {name: os.stat(f"{to}/.ingest/{name}").st_mtime_ns for name in storage.list_files(f"{to}/.ingest")}
     assert len(read) > 5
     (Path(to) / ".ingest" / "done" / read[2]).unlink()  # as if it had been killed as it did this part
+    assert not run(source, to, "tenfold.corpus.ordering.merge_runs", count=2)
+    again = {
+        name
+        for name, at in written.items()
+        if (Path(to) / ".ingest" / name).exists() and os.stat(f"{to}/.ingest/{name}").st_mtime_ns != at
+    }
+    name = f"runs/{read[2].removesuffix('.json')}-000"
+    assert {f"done/{read[2]}"} <= again <= {f"done/{read[2]}", name, f"{name}.index"}
     assert not run(source, to, "tenfold.corpus.ordering._bucket", count=3)
-    again = {name for name, at in written.items() if os.stat(f"{to}/.ingest/{name}").st_mtime_ns != at}
-    assert again == {f"done/{read[2]}", f"runs/{read[2].removesuffix('.json')}-000"}
+    assert len(storage.list_files(f"{to}/.ingest/merged")) > 3
     with pytest.raises(InputError, match="holds no finished corpus"):
         Corpus.open(to)
     assert not run(source, to, "tenfold.corpus.ingest._sweep")  # complete, but for the scratch folder

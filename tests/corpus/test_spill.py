@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.corpus import spill
-from tenfold.corpus.spill import WHOLE, Row, finish, gather, read_run, unite, write_run
+from tenfold.corpus.spill import WHOLE, OpenRun, Row, finish, gather, merge_runs, read_run, unite, write_run
 from tenfold.corpus.table import IMAGES, Flags, rank_of
 
 CLASSES = {name: i for i, name in enumerate("abcdefgh")}
@@ -65,6 +65,7 @@ def by_hand(rows: list[Row]) -> list[dict[str, object]]:
     pieces=st.integers(1, 5),
     buckets=st.integers(1, 7),
     block=st.sampled_from([1, 300, 1 << 20]),
+    merge=st.sampled_from([0, 1000, 1 << 20]),
 )
 @settings(max_examples=60, deadline=None)
 def test_equals_a_plain_sort(
@@ -75,14 +76,19 @@ def test_equals_a_plain_sort(
     pieces: int,
     buckets: int,
     block: int,
+    merge: int,
 ) -> None:
     folder = str(tmp_path_factory.mktemp("runs"))
     rows = rows_of(seed, count, distinct)
     runs = [write_run(folder, f"{i}", rows[i::pieces], "tenfold", block) for i in range(pieces) if rows[i::pieces]]
+    if merge and len(runs) > 1:
+        runs = [runs[0], merge_runs(folder, "merged", runs[1:], size=merge, block=block)]
+        assert merge_runs(folder, "merged", [], size=merge, block=block) == runs[1]  # done once is done
+    opened = [OpenRun.load(folder, run) for run in runs]
     bounds = [WHOLE * i // buckets for i in range(buckets + 1)]
     found, files = [], 0
     for low, high in itertools.pairwise(bounds):
-        table = gather(folder, runs, low, high)
+        table = gather(folder, opened, low, high)
         files += sum(table["names"].to_pylist())
         batches = list(finish(table, CLASSES, rows=7))
         assert all(batch.schema.equals(IMAGES) for batch in batches)
@@ -99,14 +105,14 @@ def test_a_million_copies_cost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         row = Row("0" * 64, image, 1, 1, ["a"], [1.0], f"{i:02d}", 0)
         runs.append(write_run(str(tmp_path), str(i), [row, row._replace(source=f"{i:02d}x")], "tenfold"))
     assert [run.rows for run in runs] == [1] * 20
-    table = gather(str(tmp_path), runs, 0, WHOLE)
+    table = gather(str(tmp_path), [OpenRun.load(str(tmp_path), run) for run in runs], 0, WHOLE)
     assert table.nbytes < 2 << 20
     assert table.select(["names", "source", "flags"]).to_pylist() == [{"names": 40, "source": "00", "flags": 8}]
 
 
 def test_a_bucket_reads_one_stretch_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Row(f"{i:064x}", bytes(1000), 1, 1, [], [], str(i), 0) for i in range(1000)]
-    run = write_run(str(tmp_path), "run", rows, "tenfold", block=4000)
+    run = OpenRun.load(str(tmp_path), write_run(str(tmp_path), "run", rows, "tenfold", block=4000))
     reads = []
     original = spill.read_range
     monkeypatch.setattr(spill, "read_range", lambda uri, *span: reads.append(span) or original(uri, *span))
