@@ -1,8 +1,9 @@
 """S3 for whatever speaks fsspec: pyarrow, torch's FsspecWriter, `fsspec.open`.
 
-Registered for `s3://` when `tenfold.storage` is imported. Why not s3fs: its current releases pin a botocore that boto3
-has left behind, so resolvers fall back to one of 2020 that completes an upload when writing it failed, gives up after
-one try, and remembers listings. This one keeps no state at all: settings, client and listings are those of now.
+Registered for `s3://` when `tenfold.storage` is imported. Why not s3fs: current releases come with aiobotocore, which
+holds botocore to versions that boto3 has left behind, so beside a current boto3 resolvers fall back to a release of
+2020. That one completes an upload although writing it failed, and remembers listings. This one keeps no state at all:
+settings, client and listings are those of now.
 """
 
 from __future__ import annotations
