@@ -163,28 +163,31 @@ def png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def check_jpeg(data: bytes) -> None:
-    """Find the end of the last scan of a JPEG; raises Rejected where it is missing, or there are too many scans.
+    """Walk the segments of a JPEG to its first scan; raises Rejected where there is none, or there are too many scans.
 
-    Inside a scan 0xFF is always followed by 0x00 or a restart marker, so FF D9 behind the first scan is the real end;
-    bytes may follow it (phones append a second picture or a video).
+    Whether the last scan is all there is for the decoder to say, which reads it anyway. Only in a progressive JPEG, or
+    one with a scan for each component, scans are counted: that means reading all bytes.
     """
-    at = 2
-    while at + 4 <= len(data):
+    at, one_scan = 2, 0  # components of the frame, where its only scan would have all of them
+    while at + 5 <= len(data):
         if data[at] != 0xFF:
             at += 1  # padding between segments; decoders skip it
             continue
         marker = data[at + 1]
         if marker == 0xDA:
-            if data.find(b"\xff\xd9", at) < 0:
-                raise Rejected("truncated", "The JPEG has no end marker.")
-            if data.count(b"\xff\xda", at) > SCAN_LIMIT:
-                raise Rejected("bomb", f"The JPEG has more than {SCAN_LIMIT} scans.")
+            if data[at + 4] != one_scan:
+                if data.find(b"\xff\xd9", at) < 0:  # inside a scan FF is followed by 00 or a restart marker
+                    raise Rejected("truncated", "The JPEG has no end marker.")
+                if data.count(b"\xff\xda", at) > SCAN_LIMIT:
+                    raise Rejected("bomb", f"The JPEG has more than {SCAN_LIMIT} scans.")
             return
         if marker == 0xD9:
             raise Rejected("corrupt", "The JPEG ends before its first scan.")
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
             at += 1 if marker == 0xFF else 2  # no length behind these
             continue
+        if marker in (0xC0, 0xC1) and at + 9 < len(data):
+            one_scan = data[at + 9]
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise Rejected("truncated", "The JPEG ends before its first scan.")
 
