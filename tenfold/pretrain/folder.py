@@ -10,7 +10,10 @@ RUN/failure.json      the samples of a step whose loss was not a number
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +27,7 @@ from tenfold.manifest import code_version
 from tenfold.pretrain.config import PretrainRecipe
 from tenfold.pretrain.head import shard_bounds
 
-SETTINGS, RESULT = "run.json", "result.json"
+SETTINGS, RESULT, LOCK = "run.json", "result.json", ".lock"
 
 
 class Run(BaseModel):
@@ -135,12 +138,13 @@ def open_folder(uri: str, wanted: Run, *, fresh: bool = False) -> Run:
 
     Raises InputError where the folder belongs to a run with other settings; the message names each difference.
     """
-    if fresh:
-        for part in (SETTINGS, "checkpoints", "losses", "monitor", "telemetry.jsonl", RESULT, "failure.json"):
-            storage.remove(storage.join(uri, part))
+    if fresh and storage.exists(uri):
+        with hold(uri):
+            for part in (SETTINGS, "checkpoints", "losses", "monitor", "telemetry.jsonl", RESULT, "failure.json"):
+                storage.remove(storage.join(uri, part))
     known = read_folder(uri)
     if known is None:
-        if storage.list_files(uri):
+        if set(storage.list_files(uri)) - {LOCK}:
             raise InputError(
                 f"{uri} holds files, but no run", "choose an empty or new folder; a run makes one of its own"
             )
@@ -155,6 +159,25 @@ def open_folder(uri: str, wanted: Run, *, fresh: bool = False) -> Run:
     if known != wanted:
         storage.write_bytes(storage.join(uri, SETTINGS), (wanted.model_dump_json(indent=1) + "\n").encode())
     return wanted
+
+
+@contextmanager
+def hold(uri: str) -> Iterator[None]:
+    """Hold a run's folder: two trainings in one would write over each other. Only on files; S3 has no locks.
+
+    Raises InputError where another process holds it. The kernel lets go of it when this process ends in any way.
+    """
+    if storage.is_s3(uri):
+        yield
+        return
+    with open(storage.join(uri, LOCK), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"{uri} is being trained by another process", "wait for it, stop it, or choose another --out"
+            ) from None
+        yield
 
 
 def read_folder(uri: str) -> Run | None:

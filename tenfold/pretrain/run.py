@@ -6,13 +6,12 @@ All settings stand in RUN/run.json; the environment only says how this start run
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -22,14 +21,14 @@ from tenfold import storage
 from tenfold.corpus.table import Corpus
 from tenfold.engine.batches import LabelledImages
 from tenfold.engine.checkpoint import Checkpointer, load_trunk
-from tenfold.engine.distributed import Device, World, is_peer_lost, join, leave
+from tenfold.engine.distributed import Device, is_peer_lost, join, leave
 from tenfold.engine.exits import run_rank
 from tenfold.engine.loader import Loader
 from tenfold.engine.loop import LoopConfig, NonFiniteLossError, Outcome, train
 from tenfold.engine.parent import die_with_parent
 from tenfold.engine.steplog import StepLog
 from tenfold.errors import InputError
-from tenfold.pretrain.folder import RESULT, Run, checkpoints_of, initial_digest, read_folder
+from tenfold.pretrain.folder import RESULT, Run, checkpoints_of, hold, initial_digest, read_folder
 from tenfold.pretrain.learner import PretrainLearner
 from tenfold.pretrain.watch import watch
 from tenfold.telemetry import Telemetry
@@ -55,7 +54,7 @@ def pretrain_rank(uri: str, *, device: Device = "auto", metrics_port: int = 0, t
             f"{run.corpus} has changed since the run began", "start a new run (--out), or restore the corpus state"
         )
 
-    with _owned(uri, world):
+    with hold(uri) if world.main else nullcontext():
         # What is trained, and where to go on from.
         start = 0
         checkpointer = Checkpointer(
@@ -155,22 +154,6 @@ def initial_weights(run: Run) -> Mapping[str, Tensor] | None:
         with storage.open_read(uri) as file:
             return cast(Mapping[str, Tensor], torch.load(file, map_location="cpu", weights_only=True))
     return load_trunk(uri)
-
-
-@contextmanager
-def _owned(uri: str, world: World) -> Iterator[None]:
-    """Hold the run's folder: two trainings in one would write over each other. Only on files; S3 has no locks."""
-    if not world.main or storage.is_s3(uri):
-        yield
-        return
-    with open(storage.join(uri, ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{uri} is being trained by another process", "wait for it, stop it, or choose another --out"
-            ) from None
-        yield
 
 
 def _write_result(uri: str, run: Run, outcome: Outcome, checkpointer: Checkpointer) -> None:
