@@ -1,7 +1,7 @@
 """What the engine's loop costs: the same steps in `engine.loop.train`, with everything on, and in a bare loop.
 
 The small trunk at batch 64 is the hardest case: a step takes milliseconds. Ours logs every loss, writes telemetry,
-agrees on signals, seeds each step and saves two checkpoints meanwhile (one each three seconds); the bare loop only
+agrees on signals, seeds each step and saves two checkpoints meanwhile (one each second or two); the bare loop only
 computes. CPU time of all threads is compared, for the wall clock of two cores that others use too says little.
 """
 
@@ -89,7 +89,7 @@ def ours(folder: str, steps: int) -> harness.Values:
 
 def benchmark(scale: float) -> harness.Benchmark:
     torch.set_num_threads(1)
-    steps = max(30, int(200 * scale))
+    steps = max(30, int(100 * scale))
     folder = tempfile.mkdtemp(prefix="tenfold-loop-")
     return harness.Benchmark(
         what=f"{steps} steps of the small trunk, batch {BATCH}, 1 thread, 2 checkpoints",
