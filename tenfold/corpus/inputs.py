@@ -30,8 +30,8 @@ from tenfold.storage import s3
 from tenfold.storage.uris import split
 
 Kind = Literal["folder", "labels", "shards", "source"]
-PART = 4096  # images; what a kill costs a worker at most
-FIRST = 64  # images of the first parts, so that small inputs, too, keep all cores busy
+PART, PART_BYTES = 4096, 512 << 20  # images, or bytes, of a part; what a kill costs a worker at most
+FIRST, FIRST_BYTES = 64, 16 << 20  # of the first parts, so that small inputs, too, keep all cores busy
 PARQUET_ROWS = 512  # row groups are joined to parts of at least this many
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
@@ -195,14 +195,15 @@ def _leads_back(link: str) -> bool:
 
 
 def _cut(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Items in lists of FIRST at the beginning, growing to PART."""
+    """Items [file, address, bytes or None, …] in lists of FIRST or FIRST_BYTES at the beginning, growing to PART."""
     held: list[Any] = []
-    number = 0
+    number = size = 0
     for item in items:
         held.append(item)
-        if len(held) >= min(PART, FIRST << (number // 4)):
+        size += item[2] or 0
+        if len(held) >= min(PART, FIRST << number // 4) or size >= min(PART_BYTES, FIRST_BYTES << number // 4):
             yield held
-            held, number = [], number + 1
+            held, number, size = [], number + 1, 0
     if held:
         yield held
 
