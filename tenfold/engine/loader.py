@@ -23,7 +23,7 @@ import numpy as np
 
 from tenfold.engine.batches import Builder, Format, Place
 from tenfold.engine.images import BadRowError
-from tenfold.engine.records import Reader, Record, Window, cores
+from tenfold.engine.records import Reader, Record, Window, cores, keep_freed_memory
 from tenfold.engine.streams import Plan
 from tenfold.errors import InputError, TenfoldError
 
@@ -33,8 +33,6 @@ READERS = 2
 CHUNK = 16  # samples of one work item
 LOOK_AHEAD = 512  # samples whose windows are requested before they are decoded
 ATTEMPTS = 8  # rows tried in one slot before giving up
-
-_Key = tuple[int, int, int]  # epoch, stream, window in it
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,23 @@ class Loader(Generic[B]):
 
 
 @dataclass
+class _OpenWindow:
+    """A window that is being read from; it lives as long as a job or its stream still needs it."""
+
+    epoch: int
+    first: int  # place in the stream
+    end: int
+    rows: list[int]
+    content: Future[Window]
+
+
+@dataclass
 class _Job:
     """A step on its way: what it needs, and the work on it."""
 
     place: Place
-    rows: list[int]
-    keys: list[_Key]  # of each slot
+    rows: list[int]  # of each slot
+    windows: list[_OpenWindow]  # of each slot
     work: list[Future[list[BadRow]]]
     builder: Builder[Any] | None = None
 
@@ -157,14 +166,13 @@ class _Run(Generic[B]):
     """
 
     def __init__(self, loader: Loader[B]) -> None:
+        keep_freed_memory()
         self.loader, self.plan = loader, loader.plan
         self.stop = threading.Event()
         self.reader = Reader(loader.table, loader.form.columns, stop=self.stop)
         self.readers = ThreadPoolExecutor(READERS, "tenfold-read")
         self.workers = ThreadPoolExecutor(loader.workers, "tenfold-work")
-        self.windows: dict[_Key, Future[Window]] = {}
-        self.uses: dict[_Key, int] = {}  # by planned steps
-        self.newest: dict[int, _Key] = {}  # of each stream
+        self.windows: dict[int, _OpenWindow] = {}  # the newest of each stream
         self.planned: deque[_Job] = deque()
         self.made: deque[_Job] = deque()
         self.next_step = loader.start_step
@@ -202,39 +210,34 @@ class _Run(Generic[B]):
         """Plan a step and ask for the windows it needs."""
         epoch, inside = self.plan.at(step)
         slots = self.loader.slots
-        rows, streams, windows = self.plan.locate(epoch, inside, slots)
-        keys = [(epoch, stream, window) for stream, window in zip(streams.tolist(), windows.tolist(), strict=True)]
-        for key in keys:
-            if key not in self.windows:
-                self.windows[key] = self.readers.submit(self.read_window, key)
-                self.uses[key] = 0
-                older, self.newest[key[1]] = self.newest.get(key[1]), key
-                if older and not self.uses[older]:
-                    self.drop(older)
-            self.uses[key] += 1
-        return _Job(Place(step, epoch, inside, slots), rows.tolist(), keys, [])
-
-    def start(self, job: _Job) -> _Job:
-        """Hand a step to the workers, and let go of windows that are read to their end."""
-        job.builder = self.loader.form.begin(job.place)
-        for first in range(0, len(job.keys), CHUNK):
-            chunk = range(first, min(first + CHUNK, len(job.keys)))
-            job.work.append(self.workers.submit(self.make, job, chunk, [self.windows[job.keys[i]] for i in chunk]))
-        for key in job.keys:
-            self.uses[key] -= 1
-            # A stream's newest window is kept: steps that are not planned yet will want the rest of it.
-            if not self.uses[key] and self.newest[key[1]] != key:
-                self.drop(key)
+        job = _Job(Place(step, epoch, inside, slots), [], [], [])
+        for stream, place in zip(*(part.tolist() for part in self.plan.positions(inside, slots)), strict=True):
+            window = self.windows.get(stream)
+            if window is None or window.epoch != epoch or place >= window.end:
+                window = self.windows[stream] = self.open(epoch, stream, place)
+            job.windows.append(window)
+            job.rows.append(window.rows[place - window.first])
         return job
 
-    def drop(self, key: _Key) -> None:
-        del self.windows[key], self.uses[key]
+    def open(self, epoch: int, stream: int, place: int) -> _OpenWindow:
+        """Ask for the window of a stream that holds `place`."""
+        number = int(self.plan.window_of(np.array(stream), np.array(place)))
+        rows = self.plan.window_rows(epoch, stream, number)
+        content = self.readers.submit(self.reader.read, np.sort(rows))
+        return _OpenWindow(epoch, *self.plan.window_bounds(stream, number), rows.tolist(), content)
 
-    def make(self, job: _Job, chunk: range, windows: list[Future[Window]]) -> list[BadRow]:
+    def start(self, job: _Job) -> _Job:
+        """Hand a step to the workers."""
+        job.builder = self.loader.form.begin(job.place)
+        for first in range(0, len(job.rows), CHUNK):
+            job.work.append(self.workers.submit(self.make, job, range(first, min(first + CHUNK, len(job.rows)))))
+        return job
+
+    def make(self, job: _Job, chunk: range) -> list[BadRow]:
         """Make the samples of a chunk, in a worker thread; returns the bad rows that were replaced."""
         bad: list[BadRow] = []
-        for index, window in zip(chunk, windows, strict=True):
-            record = window.result().record(job.rows[index])
+        for index in chunk:
+            record = job.windows[index].content.result().record(job.rows[index])
             if self.stop.is_set():
                 raise CancelledError
             if reason := self.put(job, index, record, 0):
@@ -279,9 +282,6 @@ class _Run(Generic[B]):
             BadRow(r["row"], str(r.get("id", "")), why, place.step, slot, replaced_by=record["row"])
             for r, why in refused
         ]
-
-    def read_window(self, key: _Key) -> Window:
-        return self.reader.read(np.sort(self.plan.window_rows(*key)))
 
     def close(self) -> None:
         """End the threads: what has not started is dropped, what runs is waited for."""
