@@ -24,6 +24,7 @@ from tenfold.corpus import sources
 from tenfold.corpus.labels import labelled
 from tenfold.corpus.pictures import PictureConfig
 from tenfold.corpus.shards import SHARD, split_shard
+from tenfold.corpus.sources.parquet import ParquetSource
 from tenfold.corpus.table import DEFAULT_SALT, Classes
 from tenfold.errors import InputError
 from tenfold.storage import s3
@@ -285,13 +286,12 @@ def _shard_parts(root: str, tally: Tally) -> Iterator[dict[str, Any]]:
 
 def _source_parts(source: sources.Source, config: IngestConfig, tally: Tally) -> Iterator[dict[str, Any]]:
     tally.items = source.splits[config.split]
-    folder = storage.join(source.root, config.split)
-    tables = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
-    if not tables:  # an official folder layout: the adapter knows files and labels, workers read the files
+    if not isinstance(source, ParquetSource):  # an official layout: the adapter knows labels, workers read the files
         records = ([r.file, str(r.image), None, r.labels, r.votes] for r in source.records(config.split))
         yield from ({"read": "files", "items": part} for part in _cut(records))
         return
-    for name in tables:
+    folder = storage.join(source.root, config.split)
+    for name in (name for name in storage.list_files(folder) if name.endswith(".parquet")):
         uri = storage.join(folder, name)
         tally.size += storage.size(uri)
         with storage.open_read(uri) as file:

@@ -86,7 +86,7 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeT
     return text + "…"
 
 
-_STYLE = """body{font:14px/1.35 system-ui,sans-serif;margin:16px;color:#222;background:#fff}
+_STYLE = """body{font:14px/1.35 system-ui,sans-serif;margin:16px;color:#222;background:#fff}h1{font-size:18px}
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:14px}
 figure{margin:0}figure div{height:160px;display:flex;align-items:center;justify-content:center;background:#f3f3f3}
 img{max-width:100%;max-height:160px;min-width:64px;object-fit:contain}img.small{image-rendering:pixelated;height:160px}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import official_folders
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 
 from tenfold import storage
 from tenfold.cli import app
-from tenfold.corpus import inputs, ordering
+from tenfold.corpus import inputs, ordering, sources
 from tenfold.corpus.ingest import IngestReport, ingest
 from tenfold.corpus.inputs import IngestConfig, Tally, class_list, recognise, walk
 from tenfold.corpus.pictures import PictureConfig
@@ -218,6 +219,20 @@ def test_fetched_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert all(name.startswith("train/") for name in labels_by_source(corpus))
     with pytest.raises(InputError, match="no split 'val'"):
         ingest(IngestConfig(input=str(source), split="val"), str(tmp_path / "v"))
+
+
+def test_fetched_source_in_its_official_layout(tmp_path: Path, photographs: list[Path]) -> None:
+    """The adapter names files and labels, workers read the files; an image without annotation has no labels."""
+    expected = official_folders.coco(tmp_path / "coco", photographs[0])["train"]
+    sources.fetch("coco2017", tmp_path / "data", from_dir=tmp_path / "coco", cache=tmp_path / "cache", offline=True)
+    source = sources.open_source(tmp_path / "data" / "coco2017")
+    report = ingest(IngestConfig(input=str(tmp_path / "data" / "coco2017")), str(tmp_path / "c"), workers=1)
+    corpus = Corpus.open(report.uri)
+    assert {file: set(labels) for file, labels in labels_by_source(corpus).items()} == {
+        record.file: set(record.labels) for record in source.records("train")
+    }
+    assert len(expected) == report.files
+    assert corpus.classes == source.classes()
 
 
 def test_photographs(tmp_path: Path, photographs: list[Path]) -> None:

@@ -132,13 +132,13 @@ def killed_at_random(source: str, to: str, seed: int) -> int:
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    source = str(pictures(tmp_path / "in", 2000))
+    source = str(pictures(tmp_path / "in", 700))
     ingest(IngestConfig(input=source), str(tmp_path / "whole"))
     kills = 0
-    for seed in range(4):
+    for seed in range(2):
         kills += killed_at_random(source, str(tmp_path / f"c{seed}"), seed)
         same_corpus(str(tmp_path / f"c{seed}"), str(tmp_path / "whole"))
-    assert kills > 3
+    assert kills > 1
 
 
 @pytest.mark.slow
