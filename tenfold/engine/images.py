@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tenfold.engine import native
 from tenfold.engine.streams import SampleRandom
 from tenfold.errors import InputError
 
@@ -73,9 +72,7 @@ class CropTransform(BaseModel):
         left, top, flip = spare / 2, spare / 2, False
         if self.random:
             left, top, flip = random.below(spare + 1), random.below(spare + 1), bool(random.below(2))
-        fast = native.jpeg_crop() if data[:2] == JPEG else None
-        if fast is None or not fast(data, left, top, self.resize, self.crop, flip, out):
-            crop_pixels(decode(data), left, top, self.resize, self.crop, flip, out)
+        crop_pixels(decode(data), left, top, self.resize, self.crop, flip, out)
 
 
 class PadTransform(BaseModel):
