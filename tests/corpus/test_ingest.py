@@ -132,7 +132,7 @@ def test_the_corpus_depends_on_nothing_but_input_and_settings(tmp_path: Path, mo
     monkeypatch.setattr(inputs, "FIRST", 5)
     monkeypatch.setattr(ordering, "LEAST", 3000)
     monkeypatch.setattr(ordering, "MOST", 4000)
-    second = ingest(IngestConfig(input=str(tree(tmp_path / "two", seed=7))), str(tmp_path / "c2"), workers=3)
+    second = ingest(IngestConfig(input=str(tree(tmp_path / "two", seed=7))), str(tmp_path / "c2"), workers=2)
     one, two = Corpus.open(first.uri), Corpus.open(second.uri)
     assert second.digest == first.digest
     assert len(two.images.get_fragments()) > 4 > len(one.images.get_fragments())
@@ -210,7 +210,7 @@ def test_fetched_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(inputs, "PARQUET_ROWS", 80)
     source = fetched(tmp_path / "cifar10n", 200)
     assert [len(part["groups"]) for part in recognise(IngestConfig(input=str(source))).parts(Tally())] == [2, 2, 1]
-    ingest(IngestConfig(input=str(source)), str(tmp_path / "c"), workers=2)
+    ingest(IngestConfig(input=str(source)), str(tmp_path / "c"), workers=1)
     corpus = Corpus.open(str(tmp_path / "c"))
     assert corpus.rows == 200
     assert corpus.classes.names == ("b", "a", "top")
@@ -254,7 +254,7 @@ def test_from_minio_to_minio(tmp_path: Path, minio: MinioServer) -> None:
     here = tree(tmp_path / "in")
     for name in storage.list_files(str(here)):
         storage.copy(str(here / name), minio.uri("in", name))
-    report = ingest(IngestConfig(input=minio.uri("in")), minio.uri("corpus"), workers=2)
+    report = ingest(IngestConfig(input=minio.uri("in")), minio.uri("corpus"), workers=1)
     local = ingest(IngestConfig(input=str(here)), str(tmp_path / "c"), workers=1)
     assert report.digest == local.digest
     assert quarantine(Corpus.open(minio.uri("corpus"))) == quarantine(Corpus.open(local.uri))

@@ -34,7 +34,7 @@ from tenfold.corpus.ingest import ingest
 inputs.FIRST, inputs.PART = 10, 40
 ordering.LEAST, ordering.MOST = 20000, 40000
 ordering.SHORT, ordering.LONG = 10000, 20000  # runs are merged, two levels of them
-source, to, where, count = sys.argv[1:5]
+source, to, where, count, workers = sys.argv[1:]
 if where:
     module, _, name = where.rpartition(".")
     module = importlib.import_module(module)
@@ -47,7 +47,7 @@ if where:
         return original(*arguments, **options)
 
     setattr(module, name, deadly)
-print(ingest(inputs.IngestConfig(input=source), to, workers=2).model_dump_json())
+print(ingest(inputs.IngestConfig(input=source), to, workers=int(workers)).model_dump_json())
 """
 
 
@@ -61,9 +61,11 @@ def pictures(root: Path, count: int) -> Path:
     return root
 
 
-def run(source: str, to: str, where: str = "", count: int = 1, seconds: float | None = None) -> bool:
+def run(source: str, to: str, where: str = "", count: int = 1, seconds: float | None = None, workers: int = 1) -> bool:
     """Start an ingest; whether it came to its end before it was killed."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED, source, to, where, str(count)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, source, to, where, str(count), str(workers)], stdout=subprocess.PIPE
+    )
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -125,7 +127,7 @@ def killed_at_random(source: str, to: str, seed: int) -> int:
     """Kill again and again, later and later, until it comes to its end; returns how often."""
     rng = random.Random(seed)
     kills = 0
-    while not run(source, to, seconds=rng.uniform(0.5, 3.0 + kills)):
+    while not run(source, to, seconds=rng.uniform(0.5, 3.0 + kills), workers=2):
         kills += 1
     return kills
 
@@ -155,7 +157,7 @@ def test_killed_at_random_moments_on_minio(tmp_path: Path, minio: MinioServer) -
 @pytest.mark.slow
 def test_a_worker_killed_from_outside_costs_nothing(tmp_path: Path) -> None:
     source, to = str(pictures(tmp_path / "in", 3000)), str(tmp_path / "c")
-    process = subprocess.Popen([sys.executable, "-c", KILLED, source, to, "", "1"], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, source, to, "", "1", "2"], stdout=subprocess.PIPE)
     killed = 0
     while process.poll() is None:
         done = len(storage.list_files(f"{to}/.ingest/done"))
