@@ -35,6 +35,7 @@ from tenfold.corpus.sniff import (
     check_boxes,
     check_jpeg,
     check_png,
+    check_png_pixels,
     check_webp,
     identify,
     is_lossless,
@@ -240,6 +241,10 @@ def _other(kind: str, data: bytes, config: PictureConfig, guard: Guard) -> Pictu
     if kind == "png":
         _check_pixels(png_size(data) or (1, 1), config)  # before the walk: a bomb is a bomb even if it is cut, too
         header = check_png(data)
+        if _as_it_is(header) and not config.target(header.width, header.height):
+            with guard(4 * header.width * header.height):
+                check_png_pixels(data, header)
+            return Picture(data, header.width, header.height)
     elif kind == "webp":
         _check_pixels(check_webp(data), config)
     elif kind in ("avif", "jp2"):
@@ -257,10 +262,7 @@ def _other(kind: str, data: bytes, config: PictureConfig, guard: Guard) -> Pictu
         turn = _TURN.get(_orientation(opened))  # after load: Pillow turns TIFFs itself
         convert = _to_srgb(opened.info.get("icc_profile"), opened.mode)
         target = config.target(*opened.size)
-        plain = (
-            header is not None and (header.depth, header.colour) == (8, 2) and not header.chunks & {b"tRNS", b"acTL"}
-        )
-        if plain and turn is None and not (convert or target):
+        if header and _is_rgb(header) and turn is None and not (convert or target):
             return Picture(data, *size)
         picture: Image.Image = opened
         if convert:
@@ -276,6 +278,18 @@ def _other(kind: str, data: bytes, config: PictureConfig, guard: Guard) -> Pictu
         if turn is not None:
             picture = picture.transpose(turn)
     return _encode(picture, "PNG" if is_lossless(kind, data) and not target else "JPEG", config, flags)
+
+
+def _is_rgb(header: PngHeader) -> bool:
+    """Whether a PNG is one still picture of 8-bit RGB without transparency."""
+    return (header.depth, header.colour) == (8, 2) and not header.chunks & {b"tRNS", b"acTL"}
+
+
+def _as_it_is(header: PngHeader) -> bool:
+    """Whether nothing but the pixels of a PNG remains to be looked at; texts may hold an orientation."""
+    return (
+        _is_rgb(header) and not header.interlaced and not header.chunks & {b"eXIf", b"iCCP", b"iTXt", b"zTXt", b"tEXt"}
+    )
 
 
 def _orientation(opened: Image.Image) -> int:

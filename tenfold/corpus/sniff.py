@@ -119,14 +119,18 @@ class PngHeader:
         height: pixels.
         depth: bits a channel: 1, 2, 4, 8 or 16.
         colour: colour type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
+        interlaced: whether the pixels come in seven passes.
         chunks: names of all chunks.
+        pixels: where the bytes of the compressed pixels lie, [start, end) of each chunk.
     """
 
     width: int
     height: int
     depth: int
     colour: int
+    interlaced: bool
     chunks: frozenset[bytes]
+    pixels: tuple[tuple[int, int], ...]
 
 
 def check_png(data: bytes) -> PngHeader:
@@ -134,7 +138,7 @@ def check_png(data: bytes) -> PngHeader:
 
     Pillow does not compare the check sums of pixel data, and forgives a missing end.
     """
-    at, chunks = 8, set()
+    at, chunks, pixels = 8, set(), []
     size = len(data)
     while True:
         if at + 12 > size:
@@ -148,13 +152,33 @@ def check_png(data: bytes) -> PngHeader:
         if zlib.crc32(memoryview(data)[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise Rejected("corrupt", f"The check sum of the PNG's {name.decode()} chunk is wrong.")
         chunks.add(name)
+        if name == b"IDAT":
+            pixels.append((at + 8, end))
         if name == b"IEND":
             break
         at = end + 4
     if data[12:16] != b"IHDR" or b"IDAT" not in chunks:
         raise Rejected("corrupt", "The PNG has no header or no pixels.")
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    return PngHeader(width, height, depth, colour, frozenset(chunks))
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    return PngHeader(width, height, depth, colour, bool(interlaced), frozenset(chunks), tuple(pixels))
+
+
+def check_png_pixels(data: bytes, header: PngHeader) -> None:
+    """Unpack the pixels of an 8-bit RGB PNG without interlacing; raises Rejected where a decoder would fail.
+
+    That is all there is to know before such a file is stored as it is, at a third of the time of decoding it.
+    """
+    line = 1 + 3 * header.width
+    unpacker = zlib.decompressobj()
+    packed = b"".join(data[start:end] for start, end in header.pixels)
+    try:
+        rows = unpacker.decompress(packed, line * header.height)
+    except zlib.error as error:
+        raise Rejected("corrupt", f"The PNG's pixels cannot be unpacked: {error}.") from None
+    if len(rows) < line * header.height:
+        raise Rejected("truncated", "The PNG has fewer pixels than its header says.")
+    if max(rows[::line]) > 4:
+        raise Rejected("corrupt", "The PNG has a row with an unknown filter.")
 
 
 def png_size(data: bytes) -> tuple[int, int] | None:

@@ -291,6 +291,34 @@ def test_damage_inside_is_corrupt() -> None:
     assert rejected(jpeg[: second - 6] + jpeg[second:]).reason == "corrupt"
 
 
+def test_pngs_made_wrong_on_purpose() -> None:
+    """Check sums are right, pixels are not: what is stored as it is has to be decodable all the same."""
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(scene()))
+    assert normalise(png(60, 40, 8, 2, rows), KEEP).flags == 0
+    assert rejected(png(60, 40, 8, 2, rows[:-1])).reason == "truncated"
+    assert rejected(png(60, 40, 8, 2, b"\5" + rows[1:])).reason == "corrupt"
+    assert rejected(png(0, 40, 8, 2, rows)).reason == "corrupt"
+    whole = png(60, 40, 8, 2, rows)
+    packed = zlib.compress(rows)
+    for damaged in (packed[:-9], packed[:20] + b"\xff" * 20 + packed[40:], packed[:-4] + b"\0\0\0\0"):
+        bad = whole.replace(chunk(b"IDAT", packed), chunk(b"IDAT", damaged))
+        assert bad != whole
+        assert rejected(bad).reason in ("truncated", "corrupt")
+
+
+@given(place=st.floats(0.0, 1.0, exclude_max=True), value=st.integers(0, 255))
+@settings(max_examples=60, deadline=None)
+def test_png_pixels_taken_without_decoding_equal_pillow(place: float, value: int) -> None:
+    """Damage in the packed pixels, with the check sum made right again: what is taken, Pillow can decode."""
+    packed = bytearray(zlib.compress(b"".join(b"\1" + row.tobytes() for row in np.asarray(scene(20, 10)))))
+    packed[int(place * len(packed))] = value
+    header = struct.pack(">IIBBBBB", 20, 10, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(packed)) + chunk(b"IEND", b"")
+    with contextlib.suppress(Rejected):
+        normalise(data, KEEP)
+        Image.open(io.BytesIO(data)).load()
+
+
 def test_stray_bytes_are_skipped_and_gone_afterwards() -> None:
     data = encoded(scene(), "JPEG", quality=95)
     stray = data[:-2] + bytes(range(1, 21)) + data[-2:]
