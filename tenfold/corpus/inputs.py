@@ -33,7 +33,7 @@ from tenfold.storage.uris import split
 Kind = Literal["folder", "labels", "shards", "source"]
 PART, PART_BYTES = 4096, 512 << 20  # images, or bytes, of a part; what a kill costs a worker at most
 FIRST, FIRST_BYTES = 64, 16 << 20  # of the first parts, so that small inputs, too, keep all cores busy
-PARQUET_ROWS = 512  # row groups are joined to parts of at least this many
+PARQUET_ROWS = 2048  # row groups are joined to parts of at least this many
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
