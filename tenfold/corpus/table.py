@@ -109,6 +109,10 @@ class Classes:
         except KeyError:
             raise InputError(f"no class is named {name!r}", "see `tenfold corpus info` for the classes") from None
 
+    def find(self, name: str) -> int:
+        """Index of a class by name, -1 where there is none."""
+        return self._by_name.get(name, -1)
+
     @cached_property
     def _by_name(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}

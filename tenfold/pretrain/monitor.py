@@ -32,7 +32,7 @@ def evaluation_transform(transform: CropTransform | PadTransform) -> CropTransfo
 
 def class_map(test: Classes, trained: Classes) -> np.ndarray:
     """[len(test)] index of each test class among the trained ones, -1 where it was not trained."""
-    return np.array([trained._by_name.get(name, -1) for name in test.names], dtype=np.int64)
+    return np.array([trained.find(name) for name in test.names], dtype=np.int64)
 
 
 def map_labels(offsets: torch.Tensor, labels: torch.Tensor, mapping: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
